@@ -1,0 +1,74 @@
+"""The dense half of a cut graph as ONNX, through tf2onnx, on a graph that we have already flattened, folded and cut."""
+
+import logging
+from typing import Any
+
+import onnx
+import tensorflow as tf
+from onnx import shape_inference
+
+from converters.errors import ConversionError
+from converters.folding import fold, import_node
+from converters.frontier import Frontier
+from converters.savedmodel import SourceModel
+from jaxrank.host_program import BlockColumn
+
+OPSET = 18
+
+
+def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> onnx.ModelProto:
+    """An ONNX model at one candidate whose inputs are the feature columns and whose outputs are the signature's.
+
+    Raises `ConversionError` when tf2onnx stops; ops that it leaves unconverted are in the graph under their TensorFlow names
+    and are reported by `flax_writer` together with the ONNX ops that have no Flax form.
+    """
+    # tf2onnx imports slowly and configures logging; only this function needs it.
+    import tf2onnx.optimizer
+    import tf2onnx.tfonnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    graph_def = _dense_graph(model, frontier, columns)
+    inputs = [f"{c.feature}:0" for c in columns]
+    outputs = [f"output/{t.name}:0" for t in model.outputs]
+    try:
+        with tf.Graph().as_default() as graph:
+            tf.graph_util.import_graph_def(graph_def, name="")
+            converted = tf2onnx.tfonnx.process_tf_graph(
+                graph, opset=OPSET, input_names=inputs, output_names=outputs, continue_on_error=True
+            )
+        optimized = tf2onnx.optimizer.optimize_graph(converted)
+        proto = optimized.make_model("dense half of a jaxrank bundle")
+    except Exception as error:  # tf2onnx raises bare ValueErrors and AssertionErrors
+        raise ConversionError(f"tf2onnx could not convert the dense half: {error}") from error
+    return shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _dense_graph(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> Any:
+    used = {tensor.op.name for op in frontier.dense for tensor in op.inputs}
+    weights = {name: variable.numpy() for name, variable in model.variables.items() if name in used}
+    with tf.Graph().as_default() as graph:
+        values: dict[str, Any] = {}
+        for tensor, column in zip(frontier.crossing, columns, strict=True):
+            values[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=column.feature)
+        for op in frontier.dense:
+            inputs = [_dense_input(tensor, values, weights, model) for tensor in op.inputs]
+            node = op.node_def
+            node.name = model.source_name(op)
+            made = import_node(node, inputs, tf.compat.v1.GraphDef().library)
+            values.update((old.name, new) for old, new in zip(op.outputs, made, strict=True))
+        for source, result in zip(model.outputs, model.results, strict=True):
+            tf.identity(values[result.name], name=f"output/{source.name}")
+        graph_def = graph.as_graph_def()
+    # Weights are constants now: what only they feed (a batch norm's scale) folds to one constant.
+    folded, _ = fold(graph_def, [f"output/{t.name}" for t in model.outputs], keep_identities=True)
+    return tf.compat.v1.graph_util.extract_sub_graph(
+        folded.as_graph_def(), [*(f"output/{t.name}" for t in model.outputs), *(c.feature for c in columns)]
+    )
+
+
+def _dense_input(tensor: Any, values: dict[str, Any], weights: dict[str, Any], model: SourceModel) -> Any:
+    if tensor.name not in values:
+        weight = weights.get(tensor.op.name)
+        value = tf.get_static_value(tensor) if weight is None else weight
+        values[tensor.name] = tf.constant(value, dtype=tensor.dtype, name=model.source_name(tensor.op))
+    return values[tensor.name]

@@ -1,0 +1,304 @@
+"""Writes the dense half as a Flax nnx module that a person would keep working on: `model.py` and `params.safetensors`.
+
+A product with a constant matrix (and the sum with a constant vector after it) becomes an `nnx.Linear` named after its
+TensorFlow scope; other weights become `nnx.Param`; single numbers are written out; activations are applied in place.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from safetensors.numpy import save_file
+
+from converters.errors import Unsupported, UnsupportedOpsError
+from converters.names import UniqueNames, identifier, layer_name, scope_parts
+from converters.onnx_ops import OPS, Operand
+from jaxrank.bundle import MODEL, PARAMS
+from jaxrank.host_program import BlockColumn
+from jaxrank.manifest import TensorSpec
+
+# Applied to the value before it, in the same line, when nothing else reads that value.
+_INLINE = {"Relu", "Sigmoid", "Tanh", "Softmax", "Softplus", "Elu", "Selu", "LeakyRelu", "Squeeze", "Unsqueeze", "Reshape"}
+
+
+@dataclass
+class _Module:
+    """The module while it is written."""
+
+    layers: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    members: UniqueNames = field(default_factory=lambda: UniqueNames(("request", "candidate", "self")))
+    locals: UniqueNames = field(
+        default_factory=lambda: UniqueNames(("request", "candidate", "self", "jax", "jnp", "nnx", "concatenate"))
+    )
+    linear_flops: int = 0
+
+
+def write_flax(
+    proto: onnx.ModelProto, columns: tuple[BlockColumn, ...], outputs: tuple[TensorSpec, ...], bundle: Path, source: str
+) -> int:
+    """Writes `model.py` and `params.safetensors`. Returns the FLOPs of the matrix products for one candidate, as the source
+    graph does them.
+
+    Raises `UnsupportedOpsError` with every node that has no entry in the operator table.
+    """
+    writer = _Writer(proto, columns)
+    writer.run()
+    save_file(writer.module.params, bundle / PARAMS)
+    path = bundle / MODEL
+    path.write_text(writer.source(outputs, source))
+    subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--quiet", "--line-length", "110", "--isolated", str(path)], check=False
+    )
+    return writer.module.linear_flops
+
+
+class _Writer:
+    def __init__(self, proto: onnx.ModelProto, columns: tuple[BlockColumn, ...]):
+        self.graph = proto.graph
+        self.columns = columns
+        self.module = _Module()
+        self.constants = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
+        self.shapes = _static_shapes(proto)
+        self.uses: dict[str, int] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self.uses[name] = self.uses.get(name, 0) + 1
+        for value in self.graph.output:
+            self.uses[value.name] = self.uses.get(value.name, 0) + 1
+        self.text: dict[str, str] = {f"{c.feature}:0": f"{c.scope}.{c.feature}" for c in columns}
+        self.shapes.update((f"{c.feature}:0", (1, *c.shape)) for c in columns)
+        self.pending: dict[str, str] = {}
+        self.param_of: dict[str, str] = {}
+
+    def run(self) -> None:
+        nodes = [self._constant_node(n) for n in self.graph.node]
+        nodes = [n for n in nodes if n is not None]
+        self._refuse_unknown(nodes)
+        skip: set[int] = set()
+        for i, node in enumerate(nodes):
+            if i in skip:
+                continue
+            if node.op_type in ("MatMul", "Gemm") and (bias := self._linear(nodes, node)) is not None:
+                skip.update(bias)
+            else:
+                self._node(node)
+
+    def _constant_node(self, node: Any) -> Any:
+        if node.op_type != "Constant":
+            return node
+        (attribute,) = node.attribute
+        value = onnx.helper.get_attribute_value(attribute)
+        self.constants[node.output[0]] = (
+            numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+        )
+        return None
+
+    def _refuse_unknown(self, nodes: list[Any]) -> None:
+        missing: list[Unsupported] = []
+        for node in nodes:
+            entry = OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            if entry is None:
+                advice = "has no Flax form in converters/onnx_ops.py; replace it in the model by supported ops"
+                missing.append(Unsupported(node.name, node.op_type, advice))
+                continue
+            for at in entry.static:
+                if at < len(node.input) and node.input[at] and node.input[at] not in self.constants:
+                    advice = f"operand {at} must be a constant, but depends on a feature"
+                    missing.append(Unsupported(node.name, node.op_type, advice))
+        if missing:
+            raise UnsupportedOpsError(missing)
+
+    def _linear(self, nodes: list[Any], node: Any) -> set[int] | None:
+        """Lifts a product with a constant matrix. Returns the positions of the nodes it took besides, None if it is not one."""
+        kernel = self.constants.get(node.input[1])
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if kernel is None or kernel.ndim != 2 or attributes.get("transA") or self.uses.get(node.input[1], 0) < 1:
+            return None
+        if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+            return None
+        if attributes.get("transB"):
+            kernel = np.ascontiguousarray(kernel.T)
+        bias, taken, output = None, set(), node.output[0]
+        if node.op_type == "Gemm" and len(node.input) > 2:
+            bias = self.constants.get(node.input[2])
+            if bias is None:
+                return None
+        elif node.op_type == "MatMul" and self.uses[output] == 1:
+            at, add = next((i, n) for i, n in enumerate(nodes) if output in n.input)
+            other = [name for name in add.input if name != output]
+            if add.op_type == "Add" and len(other) == 1 and other[0] in self.constants:
+                candidate = self.constants[other[0]]
+                if candidate.size == kernel.shape[1] and candidate.ndim <= 1 + (candidate.shape[:1] == (1,)):
+                    bias, taken, output = candidate, {at}, add.output[0]
+        if bias is not None and bias.size != kernel.shape[1]:
+            return None
+        name = self.module.members.take(layer_name(node.name))
+        features = f"{kernel.shape[0]}, {kernel.shape[1]}"
+        no_bias = "" if bias is not None else ", use_bias=False"
+        self.module.layers.append(f"self.{name} = nnx.Linear({features}{no_bias}, rngs=rngs)")
+        self.module.params[f"{name}.kernel"] = np.ascontiguousarray(kernel, np.float32)
+        if bias is not None:
+            self.module.params[f"{name}.bias"] = np.ascontiguousarray(bias.reshape(-1), np.float32)
+        rows = int(np.prod(self.shapes[node.input[0]][:-1], dtype=np.int64))
+        self.module.linear_flops += 2 * rows * kernel.size
+        self._assign(output, f"self.{name}({self._operand(node.input[0])})", name)
+        self.shapes.setdefault(output, (*self.shapes[node.input[0]][:-1], kernel.shape[1]))
+        return taken
+
+    def _node(self, node: Any) -> None:
+        entry = OPS[node.op_type]
+        operands: list[Any] = []
+        for i, name in enumerate(node.input):
+            if not name:
+                operands.append(None)
+            elif i in entry.static:
+                operands.append(self.constants[name])
+            else:
+                operands.append(self._operand(name))
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        try:
+            text = entry.function(*operands, **attributes)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedOpsError([Unsupported(node.name, node.op_type, f"is not supported with: {error}")]) from error
+        if node.op_type in ("MatMul", "Einsum"):
+            self.module.linear_flops += self._product_flops(node)
+        if len(node.output) > 1:
+            names = [self.module.locals.take(_value_name(node, self.module)) for _ in node.output]
+            self.module.body.append(f"{', '.join(names)} = {text}")
+            self.text.update(zip(node.output, names, strict=True))
+        else:
+            self._assign(node.output[0], text, _value_name(node, self.module), inline=node.op_type in _INLINE)
+
+    def _product_flops(self, node: Any) -> int:
+        """2 x the size of the iteration space of a batched product."""
+        left, right = self.shapes[node.input[0]], self.shapes[node.input[1]]
+        if node.op_type == "MatMul":
+            return 2 * int(np.prod(left, dtype=np.int64)) * right[-1]
+        equation = next(a.s.decode() for a in node.attribute if a.name == "equation").split("->")[0]
+        sizes: dict[str, int] = {}
+        for labels, name in zip(equation.split(","), node.input, strict=True):
+            sizes.update(zip(labels.strip(), self.shapes[name], strict=True))
+        return 2 * int(np.prod(list(sizes.values()), dtype=np.int64))
+
+    def _operand(self, name: str) -> Operand:
+        if name in self.text:
+            text = self.text[name]
+        elif name in self.pending:
+            text = self.pending.pop(name)
+        else:
+            return Operand(self._constant(name), self.constants[name].shape)
+        return Operand(text, self.shapes[name])
+
+    def _constant(self, name: str) -> str:
+        value = self.constants[name]
+        if value.size == 1 and value.ndim <= 1 or value.size == 1 and value.dtype.kind != "f":
+            item = value.reshape(-1)[0].item()
+            # The shortest decimal that is this float32.
+            return str(np.float32(item)) if value.dtype == np.float32 and np.isfinite(item) else _literal(item, value)
+        if value.dtype != np.float32:
+            return f"jnp.array({value.tolist()}, jnp.{value.dtype.name}{'_' if value.dtype == bool else ''})"
+        if name not in self.param_of:
+            member = self.module.members.take(identifier("_".join(scope_parts(name.split(":")[0])[-2:])))
+            self.param_of[name] = member
+            self.module.layers.append(f"self.{member} = nnx.Param(jnp.zeros({tuple(value.shape)}))")
+            self.module.params[member] = np.ascontiguousarray(value)
+        return f"self.{self.param_of[name]}[...]"
+
+    def _assign(self, output: str, text: str, name: str, *, inline: bool = False) -> None:
+        follower = [n for n in self.graph.node if output in n.input]
+        if self.uses[output] == 1 and len(follower) == 1 and follower[0].op_type in _INLINE:
+            self.pending[output] = text
+            return
+        local = self.module.locals.take(name)
+        if text.startswith("(") and text.endswith(")") and _closes_at_end(text):
+            text = text[1:-1]
+        self.module.body.append(f"{local} = {text}")
+        self.text[output] = local
+
+    def source(self, outputs: tuple[TensorSpec, ...], source: str) -> str:
+        results = [f'"{o.name}": {self._operand(f"output/{o.name}:0")}' for o in outputs]
+        inputs = "\n\n\n".join(
+            _inputs_class(scope, [c for c in self.columns if c.scope == scope]) for scope in ("request", "candidate")
+        )
+        layers = "\n        ".join(self.module.layers) or "pass"
+        body = "\n        ".join(self.module.body)
+        return f'''"""{source}, dense half. Written by `jaxrank convert`; yours to edit and train further.
+
+`Ranker` scores rows: with one request row and N candidate rows, `jax.vmap` over the candidates (see `jaxrank.flax_module`)
+computes what depends on the request once. Weights are in `params.safetensors`, by attribute name.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrank.flax_layers import concatenate
+
+
+{inputs}
+
+
+class Ranker(nnx.Module):
+    """Request and candidate features in, one value for each row and output."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        {layers}
+
+    def __call__(self, request: Request, candidate: Candidate) -> dict[str, jax.Array]:
+        {body}
+        return {{{", ".join(results)}}}
+'''
+
+
+def _inputs_class(scope: str, columns: list[BlockColumn]) -> str:
+    title = scope.capitalize()
+    rows = "1 (or N)" if scope == "request" else "N"
+    fields = [f"    {c.feature}: jax.Array  # {c.dtype} [{', '.join(['n', *map(str, c.shape)])}]" for c in columns]
+    return "\n".join(
+        [
+            f"class {title}(NamedTuple):",
+            f'    """{title}-scope features; n is {rows}."""',
+            "",
+            *(fields or ["    pass"]),
+        ]
+    )
+
+
+def _value_name(node: Any, module: _Module) -> str:
+    parts = scope_parts(node.name.split("__")[0])
+    what = identifier(parts[-1])
+    owner = identifier(parts[-2]) if len(parts) > 1 else ""
+    return f"{owner}_{what}" if owner else what
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _literal(item: Any, value: np.ndarray) -> str:
+    if value.dtype.kind == "f" and not np.isfinite(item):
+        return "jnp.nan" if np.isnan(item) else ("jnp.inf" if item > 0 else "-jnp.inf")
+    return repr(item)
+
+
+def _static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if all(d.HasField("dim_value") for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    return shapes

@@ -1,0 +1,128 @@
+"""A bundle is the directory that is one model version. This file writes one atomically and opens one only if every byte
+is as it was written."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from jaxrank.errors import BundleError
+from jaxrank.host_program import HOST_SCHEMA_VERSION, HostProgram
+from jaxrank.manifest import SCHEMA_VERSION, Manifest
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+HOST_PROGRAM = "host_program.json"
+MODEL = "model.py"
+PARAMS = "params.safetensors"
+DENSE = "dense.stablehlo"
+EXAMPLES = "warmup/examples.npz"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads `manifest.json` without checking the other files. Raises `BundleError`."""
+    manifest = _decode(bundle / MANIFEST, Manifest, SCHEMA_VERSION)
+    for path in manifest.files:
+        inside = Path(os.path.normpath(bundle / path))
+        if not inside.is_relative_to(os.path.normpath(bundle)):
+            raise BundleError(f"{bundle / MANIFEST} lists a file outside of the bundle: {path!r}; do not use this bundle")
+    return manifest
+
+
+def read_host_program(bundle: Path) -> HostProgram:
+    """Reads `host_program.json`. Raises `BundleError`."""
+    return _decode(bundle / HOST_PROGRAM, HostProgram, HOST_SCHEMA_VERSION)
+
+
+def verify(bundle: Path) -> Manifest:
+    """Reads the manifest and checks the sha256 of every file it lists. Raises `BundleError` naming the first that differs."""
+    manifest = read_manifest(bundle)
+    for path, expected in manifest.files.items():
+        if not (bundle / path).is_file():
+            raise BundleError(f"{bundle / path} is missing but listed in {MANIFEST}; copy the bundle again")
+        found = sha256(bundle / path)
+        if found != expected:
+            raise BundleError(
+                f"{bundle / path} is damaged: its sha256 is {found[:16]}…, {MANIFEST} says {expected[:16]}…; "
+                "copy the bundle again or convert the model again"
+            )
+    return manifest
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> Manifest:
+    """Writes `manifest.json` with the sha256 of every other file now in `bundle`. Returns what was written."""
+    files = {
+        path.relative_to(bundle).as_posix(): sha256(path)
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file() and path != bundle / MANIFEST and "__pycache__" not in path.parts
+    }
+    manifest = msgspec.structs.replace(manifest, files=files)
+    write_json(bundle / MANIFEST, manifest)
+    return manifest
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a struct as indented JSON."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+@contextmanager
+def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Path]:
+    """A temporary directory beside `destination` that takes its place only if the body succeeds.
+
+    With `start_from` it begins as a copy of that directory. Nothing is left behind on failure; an existing destination
+    stays as it was until the new one is complete.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        if start_from is not None:
+            shutil.copytree(start_from, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        yield work
+        work.chmod(0o755)
+        if destination.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+            os.rename(destination, old / destination.name)
+            os.rename(work, destination)
+            shutil.rmtree(old)
+        else:
+            os.rename(work, destination)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode(path: Path, kind: type[T], schema_version: int) -> T:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} does not exist; is {path.parent} a bundle written by `jaxrank convert`?") from error
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path} is not a {kind.__name__}: {error}") from error
+    if version != schema_version:
+        raise BundleError(
+            f"{path} has schema version {version}, this jaxrank reads {schema_version}; "
+            "install the jaxrank that wrote it or convert the model again"
+        )
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path} is not a {kind.__name__}: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int

@@ -1,0 +1,93 @@
+"""A bundle's Flax module with its weights, as Python objects: for training, for the compiler, and for certificates."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+from jaxrank import bundle as files
+from jaxrank.errors import BundleError
+from jaxrank.host_program import BlockColumn
+from jaxrank.manifest import Scope
+
+
+def load_flax(bundle: Path) -> nnx.Module:
+    """The bundle's `Ranker` with trained weights. Runs the bundle's `model.py`: only for bundles that you trust.
+
+    Raises `BundleError` when `params.safetensors` does not fit the module.
+    """
+    ranker = load_source(bundle).Ranker(rngs=nnx.Rngs(0))
+    weights = load_file(bundle / files.PARAMS)
+    state = nnx.state(ranker, nnx.Param)
+    expected = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}
+    if set(expected) != set(weights):
+        odd = sorted(set(expected) ^ set(weights))
+        raise BundleError(f"{bundle / files.PARAMS} and {bundle / files.MODEL} disagree on {', '.join(odd)}")
+    for name, param in expected.items():
+        if param.shape != weights[name].shape:
+            raise BundleError(
+                f"{bundle / files.PARAMS}: {name} has shape {weights[name].shape}, the module expects {param.shape}"
+            )
+        param[...] = jnp.asarray(weights[name])
+    nnx.update(ranker, state)
+    return ranker
+
+
+def load_source(bundle: Path) -> ModuleType:
+    """Imports the bundle's `model.py` under a name of its own."""
+    path = bundle / files.MODEL
+    name = f"jaxrank_bundle_{abs(hash(str(path.resolve())))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise BundleError(f"{path} does not exist; convert the model again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    write, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = write
+    return module
+
+
+def rows_function(bundle: Path) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """`(request_block [1, R], candidate_block [N, C]) -> outputs [N, ...]`, in the order of the signature.
+
+    The module runs on one candidate row, vmapped over candidates: JAX's batching rules leave alone what depends on the
+    request only.
+    """
+    manifest, program = files.read_manifest(bundle), files.read_host_program(bundle)
+    source = load_source(bundle)
+    ranker = load_flax(bundle)
+    names = [output.name for output in manifest.signature.outputs]
+
+    def rows(request_block: Any, candidate_block: Any) -> tuple[Any, ...]:
+        request = source.Request(**_unpack(request_block, program.columns, "request"))
+
+        def one(row: Any) -> tuple[Any, ...]:
+            candidate = source.Candidate(**_unpack(row[None], program.columns, "candidate"))
+            scores = ranker(request, candidate)
+            return tuple(scores[name][0] for name in names)
+
+        return jax.vmap(one)(candidate_block)
+
+    return rows
+
+
+def _unpack(block: Any, columns: tuple[BlockColumn, ...], scope: Scope) -> dict[str, Any]:
+    features = {}
+    for column in columns:
+        if column.scope == scope:
+            width = int(np.prod(column.shape, dtype=np.int64))
+            value = jax.lax.slice_in_dim(block, column.offset, column.offset + width, axis=1)
+            value = jnp.reshape(value, (1, *column.shape))
+            features[column.feature] = value != 0 if column.dtype == "bool" else value
+    return features

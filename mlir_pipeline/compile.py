@@ -1,0 +1,110 @@
+"""Compiles a bundle's Flax module for one or more targets and puts the modules into the bundle."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from iree.compiler import ir
+from jax import export
+from msgspec.structs import replace
+
+from jaxrank import bundle as files
+from jaxrank.certificate import certify, load_examples
+from jaxrank.flax_module import rows_function
+from jaxrank.manifest import Certificate, Flops, Manifest, StateTensor, Target
+from mlir_pipeline.errors import CompileError
+from mlir_pipeline.flops import dot_flops
+from mlir_pipeline.iree import IreeTarget, compile_module, parse_target
+from mlir_pipeline.jaxpr import flat_jaxpr
+from mlir_pipeline.lower import lower
+from mlir_pipeline.passes.legalize_dynamism import legalize_dynamism
+from mlir_pipeline.rewrites.hoist_dots import hoist_dots
+from mlir_pipeline.split import Towers, split
+
+Progress = Callable[[str], None]
+
+
+def compile_bundle(
+    bundle: Path, targets: Sequence[str], *, max_candidates: int | None = None, progress: Progress = lambda text: None
+) -> Manifest:
+    """Compiles for every target, checks what can run here against TensorFlow's recorded outputs, and rewrites the bundle.
+
+    The bundle is replaced as a whole at the end; on any error it stays as it was.
+
+    Raises:
+        CompileError: an unknown target, or a module that cannot be lowered.
+        CertificateError: a compiled module's scores differ from TensorFlow's.
+    """
+    wanted = [parse_target(name) for name in dict.fromkeys(targets)]
+    manifest = files.verify(bundle)
+    with files.staging(bundle, start_from=bundle) as work:
+        progress("tracing the Flax module and splitting it by dataflow")
+        towers = trace(work)
+        context = ir.Context()
+        module = lower(towers, context)
+        (work / files.DENSE).write_text(str(module))
+        for operation in module.body.operations:
+            legalize_dynamism(operation.operation)
+        if not module.operation.verify():
+            raise CompileError("the legalized module is not valid MLIR; please report this model")
+        compiled = {t.name: t for t in manifest.targets}
+        for target in wanted:
+            progress(f"compiling for {target.name}")
+            compiled[target.name] = _compile(str(module), target, work)
+        previous = manifest.flops
+        source = previous.source_per_candidate if previous else 0
+        manifest = replace(
+            manifest,
+            max_candidates=max_candidates or manifest.max_candidates,
+            flops=Flops(
+                source_per_candidate=source, request=dot_flops(towers.request), candidate=dot_flops(towers.candidate)
+            ),
+            state=tuple(StateTensor(shape=tuple(a.shape), dtype=str(a.dtype)) for a in towers.state),
+            targets=tuple(compiled.values()),
+        )
+        manifest = files.write_manifest(work, manifest)
+        checked = []
+        for target in manifest.targets:
+            if target.name in {t.name for t in wanted} and target.driver.startswith("local"):
+                progress(f"checking {target.name} against TensorFlow's outputs")
+                target = replace(target, certificate=check(work, target.name))
+            checked.append(target)
+        return files.write_manifest(work, replace(manifest, targets=tuple(checked)))
+
+
+def trace(bundle: Path) -> Towers:
+    """The bundle's module as two towers, after the rewrites."""
+    program = files.read_host_program(bundle)
+    (count,) = export.symbolic_shape("n")
+    request = jax.ShapeDtypeStruct((1, program.width("request")), np.float32)
+    candidate = jax.ShapeDtypeStruct((count, program.width("candidate")), np.float32)
+    return split(hoist_dots(flat_jaxpr(rows_function(bundle), request, candidate)))
+
+
+def check(bundle: Path, target: str) -> Certificate:
+    """Runs a compiled target, as the server would, on the bundle's recorded requests."""
+    # The certificate is about the code that will serve: the server's own.
+    from serving.model import Model
+
+    model = Model.load(bundle, target=target)
+    try:
+        examples = load_examples(bundle)
+        return certify(target, examples, [model.predict(e.features) for e in examples])
+    finally:
+        model.close()
+
+
+def _compile(module: str, target: IreeTarget, work: Path) -> Target:
+    weights = f"{target.directory}/dense.irpa"
+    built = compile_module(module, target, work / target.directory)
+    return Target(
+        name=target.name,
+        engine="iree",
+        driver=target.driver,
+        module=f"{target.directory}/dense.vmfb",
+        weights=weights if (work / weights).is_file() else None,
+        flags=target.flags,
+        compiler=built,
+        certificate=None,
+    )

@@ -1,0 +1,71 @@
+"""IREE modules from lowered StableHLO: the flags of each target, in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import iree.compiler.tools as iree_tools
+from iree.compiler import version as iree_version
+
+from mlir_pipeline.errors import CompileError
+
+PARAMETER_SCOPE = "model"
+# Smaller constants stay in the module: a kernel that sees a bias vector can fold it.
+_PARAMETER_MINIMUM_BYTES = 1024
+
+CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
+
+
+@dataclass(frozen=True)
+class IreeTarget:
+    """How to compile for one target, and the HAL driver that runs the result."""
+
+    name: str
+    driver: str
+    flags: tuple[str, ...]
+
+    @property
+    def directory(self) -> str:
+        """The bundle's directory for this target; target names hold characters that file names should not."""
+        return self.name.replace(":", "-")
+
+
+def parse_target(name: str) -> IreeTarget:
+    """`cpu`, `cuda:sm_80` or `vulkan`. Raises `CompileError` with the list of targets."""
+    if name == "cpu":
+        # Data tiling is off: on attention over a history it packs every activation and costs more than it gains.
+        flags = (
+            "--iree-hal-target-device=local",
+            "--iree-hal-local-target-device-backends=llvm-cpu",
+            "--iree-llvmcpu-target-cpu=host",
+            "--iree-llvmcpu-stack-allocation-limit=1048576",
+            "--iree-opt-data-tiling=false",
+        )
+        return IreeTarget(name, "local-sync", flags)
+    kind, _, architecture = name.partition(":")
+    if kind == "cuda" and architecture in CUDA_ARCHITECTURES:
+        return IreeTarget(name, "cuda", ("--iree-hal-target-device=cuda", f"--iree-cuda-target={architecture}"))
+    if name == "vulkan":
+        # The oldest profile that has what the modules need; newer GPUs and Mesa's software device run it.
+        return IreeTarget(name, "vulkan", ("--iree-hal-target-device=vulkan", "--iree-vulkan-target=pascal"))
+    known = ["cpu", *(f"cuda:{a}" for a in CUDA_ARCHITECTURES), "vulkan"]
+    raise CompileError(f"there is no target {name!r}; targets are: {', '.join(known)}")
+
+
+def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
+    """Compiles a module's text to `directory/dense.vmfb` and `directory/dense.irpa`.
+
+    Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    flags = [
+        *target.flags,
+        "--iree-opt-level=O3",
+        "--iree-input-type=stablehlo",
+        f"--iree-parameter-export={PARAMETER_SCOPE}={directory / 'dense.irpa'}",
+        f"--iree-parameter-export-minimum-size={_PARAMETER_MINIMUM_BYTES}",
+    ]
+    try:
+        iree_tools.compile_str(module, output_file=str(directory / "dense.vmfb"), extra_args=flags)
+    except iree_tools.CompilerToolError as error:
+        raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{error}") from error
+    return f"iree {iree_version.VERSION}"

@@ -1,0 +1,118 @@
+"""Moves the part of a matrix product that does not depend on the candidate out of the candidate's work.
+
+Rules, for `W` that depends on weights only and a contraction over the last axis of the left side:
+
+    dot(concat(a, b, ..), W)  =  dot(a, W_a) + dot(b, W_b) + ..
+    dot(a ± b, W)             =  dot(a, W) ± dot(b, W)            where a or b is a broadcast of something smaller
+    dot(broadcast(a), W)      =  broadcast(dot(a, W))
+
+Condition: distribution is done only where some part is a broadcast of something smaller, so FLOPs never grow. Effect on
+target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of width D: from `4 C T D` rows-times-columns
+to `C T D` for `q * k`, plus `C D` for q and `T D` for k. Sums are added in another order, so scores move by float32 rounding.
+"""
+
+import functools
+import math
+from typing import Any
+
+from jax import lax
+from jax.extend import core
+
+from mlir_pipeline.jaxpr import Read, retrace
+
+_LAST_AXIS = {"concatenate", "broadcast_in_dim", "add", "sub"}
+
+
+def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """Applies the rules to every `dot_general` of a flat jaxpr whose right side is a matrix of weights."""
+    producer = {v: eqn for eqn in closed.jaxpr.eqns for v in eqn.outvars}
+    inputs = set(closed.jaxpr.invars)
+    weight_only: dict[Any, bool] = {v: True for v in closed.jaxpr.constvars}
+    for eqn in closed.jaxpr.eqns:
+        known = all(isinstance(v, core.Literal) or (v not in inputs and weight_only[v]) for v in eqn.invars)
+        weight_only.update((v, known) for v in eqn.outvars)
+    weight_only.update((v, False) for v in inputs)
+
+    def source(var: Any) -> core.JaxprEqn | None:
+        return None if isinstance(var, core.Literal) else producer.get(var)
+
+    def rows(var: Any) -> int:
+        """Rows of `var` that are really different: its size without the last axis, looking through broadcasts.
+        The number of candidates counts as many."""
+        eqn = source(var)
+        if eqn is not None and _keeps_last_axis(eqn):
+            return rows(eqn.invars[0])
+        return math.prod(d if isinstance(d, int) else 1 << 20 for d in var.aval.shape[:-1])
+
+    def pays(var: Any) -> bool:
+        eqn = source(var)
+        if eqn is None or eqn.primitive.name not in _LAST_AXIS or var.aval.ndim < 2:
+            return False
+        if eqn.primitive.name == "concatenate":
+            last = eqn.params["dimension"] == var.aval.ndim - 1
+            return last and any(rows(v) < _size(var) or pays(v) for v in eqn.invars)
+        if eqn.primitive.name == "broadcast_in_dim":
+            return _keeps_last_axis(eqn)
+        return all(not isinstance(v, core.Literal) and v.aval.ndim == var.aval.ndim for v in eqn.invars) and any(
+            rows(v) < _size(var) for v in eqn.invars
+        )
+
+    def dot(var: Any, weights: Any, read: Read, precision: dict[str, Any]) -> Any:
+        """`var @ weights`, with the rules applied; `weights` is `[K, N]`."""
+        if not pays(var):
+            numbers = (((var.aval.ndim - 1,), (0,)), ((), ()))
+            return lax.dot_general(read(var), weights, numbers, **precision)
+        eqn = producer[var]
+        shape = (*var.aval.shape[:-1], weights.shape[1])
+        if eqn.primitive.name == "broadcast_in_dim":
+            inner = dot(eqn.invars[0], weights, read, precision)
+            return lax.broadcast_in_dim(inner, shape, eqn.params["broadcast_dimensions"])
+        if eqn.primitive.name in ("add", "sub"):
+            left, right = (dot(v, weights, read, precision) for v in eqn.invars)
+            return eqn.primitive.bind(left, right)
+        # Parts that repeat rows in the same way are added up before they are repeated.
+        repeated: dict[Any, Any] = {}
+        terms, start = [], 0
+        for part in eqn.invars:
+            width = part.aval.shape[-1]
+            piece = lax.slice_in_dim(weights, start, start + width, axis=0)
+            start += width
+            producing = source(part)
+            if producing is not None and _keeps_last_axis(producing):
+                inner = dot(producing.invars[0], piece, read, precision)
+                way = (producing.params["broadcast_dimensions"], inner.shape)
+                repeated[way] = lax.add_p.bind(repeated[way], inner) if way in repeated else inner
+            else:
+                terms.append(dot(part, piece, read, precision))
+        terms.extend(lax.broadcast_in_dim(total, shape, dims) for (dims, _), total in repeated.items())
+        return functools.reduce(lax.add_p.bind, terms)
+
+    def rule(eqn: core.JaxprEqn, read: Read) -> list[Any] | None:
+        if eqn.primitive.name != "dot_general":
+            return None
+        lhs, rhs = eqn.invars
+        (contract, batch) = eqn.params["dimension_numbers"]
+        plain = tuple(map(tuple, contract)) == ((lhs.aval.ndim - 1,), (0,)) and not batch[0]
+        if not plain or rhs.aval.ndim != 2 or not weight_only.get(rhs, False) or not pays(lhs):
+            return None
+        precision = {key: eqn.params[key] for key in ("precision", "preferred_element_type")}
+        return [dot(lhs, read(rhs), read, precision)]
+
+    return retrace(closed, rule)
+
+
+def _keeps_last_axis(eqn: core.JaxprEqn) -> bool:
+    """Whether the equation repeats rows but leaves each row's last axis as it is."""
+    if eqn.primitive.name != "broadcast_in_dim":
+        return False
+    (operand, *_), (result,) = eqn.invars, eqn.outvars
+    positions = eqn.params["broadcast_dimensions"]
+    return (
+        operand.aval.ndim >= 1
+        and positions[-1] == result.aval.ndim - 1
+        and operand.aval.shape[-1] == result.aval.shape[-1]
+    )
+
+
+def _size(var: Any) -> int:
+    return math.prod(d if isinstance(d, int) else 1 << 20 for d in var.aval.shape[:-1])

@@ -1,0 +1,119 @@
+"""The dense half: runs a bundle's IREE module on feature blocks.
+
+A request's candidates are cut into slices that run side by side, one on each *stream* (its own HAL device and VM context on
+one shared VmInstance). Slices keep activations in the cache and let one request use all cores; the request tower runs once.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import iree.runtime as rt
+import numpy as np
+
+from jaxrank.errors import BundleError
+from jaxrank.manifest import Manifest, Target
+from serving.host.program import FeatureBlocks
+
+PARAMETER_SCOPE = "model"
+# Candidates of one call on a CPU stream. Larger slices leave the L2 cache, smaller ones pay more for their dispatches;
+# docs/architecture.md has the measurement.
+_CPU_SLICE = 256
+_CPU_SMALLEST_SLICE = 32
+
+
+class IreeEngine:
+    """One compiled dense program on one device. Thread-safe."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, target: Target, *, streams: int | None = None):
+        """Loads the module and maps its weights.
+
+        Args:
+            streams: calls that may run at once; all cores on a CPU, one on a device, by default.
+
+        Raises:
+            BundleError: the module does not load here, or the target's driver finds no device.
+        """
+        self._instance = rt.VmInstance()
+        self._target = target
+        self._has_state = bool(manifest.state)
+        self._outputs = len(manifest.signature.outputs)
+        self._module_path = bundle / target.module
+        self._parameters = rt.ParameterIndex()
+        self._on_cpu = target.driver.startswith("local")
+        self.streams = streams or (os.cpu_count() or 1 if self._on_cpu else 1)
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix=f"stream-{target.driver}")
+        try:
+            if target.weights is not None:
+                self._parameters.load(str(bundle / target.weights))
+            # Every stream is opened now: a device that is not there must fail the load, not a request.
+            barrier = threading.Barrier(self.streams)
+            list(self._pool.map(lambda _: self._open_stream(barrier), range(self.streams)))
+        except (RuntimeError, ValueError, OSError, threading.BrokenBarrierError) as error:
+            self._pool.shutdown()
+            raise BundleError(
+                f"{self._module_path} does not run here with the {target.driver} driver: {error}; "
+                f"compile the bundle for this machine (jaxrank compile --target ...)"
+            ) from error
+
+    def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
+        """The outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's own."""
+        state = self._pool.submit(self._request, blocks.request).result() if self._has_state else []
+        count = len(blocks.candidate)
+        slices = self._slices(count)
+        if len(slices) == 1:
+            return self._pool.submit(self._candidates, state, blocks.candidate).result()
+        parts = list(self._pool.map(lambda s: self._candidates(state, blocks.candidate[s]), slices))
+        return [np.concatenate([part[i] for part in parts]) for i in range(self._outputs)]
+
+    def close(self) -> None:
+        """Ends the streams after the calls that run now."""
+        self._pool.shutdown(wait=True)
+
+    def _slices(self, count: int) -> list[slice]:
+        if not self._on_cpu:
+            return [slice(0, count)]
+        parts = max(-(-count // _CPU_SLICE), min(self.streams, count // _CPU_SMALLEST_SLICE), 1)
+        edges = [count * i // parts for i in range(parts + 1)]
+        return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def _request(self, request_block: np.ndarray) -> list[np.ndarray]:
+        return self._call("request_tower", [request_block])
+
+    def _candidates(self, state: Sequence[np.ndarray], candidate_block: np.ndarray) -> list[np.ndarray]:
+        return self._call("candidate_tower", [*state, candidate_block])
+
+    def _call(self, name: str, arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = self._local.functions[name](*arguments)
+        results = found if isinstance(found, (tuple, list)) else [found]
+        # to_host() is a view that dies with the DeviceArray: copy while both are alive.
+        return [np.array(result.to_host()) for result in results]
+
+    def _open_stream(self, barrier: threading.Barrier) -> None:
+        try:
+            device = rt.get_driver(self._target.driver).create_default_device(allocators=["caching"])
+            modules = [rt.create_hal_module(self._instance, device)]
+            if self._target.weights is not None:
+                provider = self._parameters.create_provider(scope=PARAMETER_SCOPE)
+                modules.insert(0, rt.create_io_parameters_module(self._instance, provider))
+            program = rt.VmModule.mmap(self._instance, str(self._module_path))
+            context = rt.VmContext(self._instance, modules=[*modules, program])
+            self._local.functions = {
+                name: _function(context, device, program, name)
+                for name in (["request_tower"] if self._has_state else []) + ["candidate_tower"]
+            }
+        except BaseException:
+            barrier.abort()
+            raise
+        barrier.wait(timeout=60)
+
+
+def _function(context: Any, device: Any, module: Any, name: str) -> Callable[..., Any]:
+    function = module.lookup_function(name)
+    if function is None:
+        raise ValueError(f"the module has no function @{name}")
+    return rt.FunctionInvoker(context, device, function)
