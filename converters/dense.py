@@ -34,13 +34,26 @@ def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, 
         with tf.Graph().as_default() as graph:
             tf.graph_util.import_graph_def(graph_def, name="")
             converted = tf2onnx.tfonnx.process_tf_graph(
-                graph, opset=OPSET, input_names=inputs, output_names=outputs, continue_on_error=True
+                graph,
+                opset=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                custom_op_handlers={"SelectV2": (_select, [])},
+                continue_on_error=True,
             )
         optimized = tf2onnx.optimizer.optimize_graph(converted)
         proto = optimized.make_model("dense half of a jaxrank bundle")
     except Exception as error:  # tf2onnx raises bare ValueErrors and AssertionErrors
         raise ConversionError(f"tf2onnx could not convert the dense half: {error}") from error
     return shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _select(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
+    """tf2onnx spells a float select as `c * x + !c * y`, which makes NaN of an infinity in the branch not taken; ONNX has Where
+    (https://github.com/onnx/tensorflow-onnx/issues, "Select converted to Mul")."""
+    node.type = "Where"
+    node.domain = ""
+    return node
 
 
 def _dense_graph(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> Any:
@@ -70,5 +83,5 @@ def _dense_input(tensor: Any, values: dict[str, Any], weights: dict[str, Any], m
     if tensor.name not in values:
         weight = weights.get(tensor.op.name)
         value = tf.get_static_value(tensor) if weight is None else weight
-        values[tensor.name] = tf.constant(value, dtype=tensor.dtype, name=model.source_name(tensor.op))
+        values[tensor.name] = tf.constant(value, dtype=tensor.dtype, name=model.source_name(tensor.op).replace(":", "_"))
     return values[tensor.name]

@@ -4,6 +4,7 @@ A product with a constant matrix (and the sum with a constant vector after it) b
 TensorFlow scope; other weights become `nnx.Param`; single numbers are written out; activations are applied in place.
 """
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -76,10 +77,11 @@ class _Writer:
         self.shapes.update((f"{c.feature}:0", (1, *c.shape)) for c in columns)
         self.pending: dict[str, str] = {}
         self.param_of: dict[str, str] = {}
+        self.layer_of: dict[tuple[str, bytes | None], str] = {}
 
     def run(self) -> None:
         nodes = [self._constant_node(n) for n in self.graph.node]
-        nodes = [n for n in nodes if n is not None]
+        nodes = self._products_on_the_last_axis([n for n in nodes if n is not None])
         self._refuse_unknown(nodes)
         skip: set[int] = set()
         for i, node in enumerate(nodes):
@@ -99,6 +101,29 @@ class _Writer:
             numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
         )
         return None
+
+    def _products_on_the_last_axis(self, nodes: list[Any]) -> list[Any]:
+        """reshape to a matrix, product, reshape back (how TensorFlow spells a dense layer on sequences) is one product."""
+        producer = {name: n for n in nodes for name in n.output}
+        dropped: set[int] = set()
+        for node in nodes:
+            before = producer.get(node.input[0]) if node.op_type == "MatMul" else None
+            after = [n for n in nodes if node.output[0] in n.input]
+            if before is None or before.op_type != "Reshape" or node.input[1] not in self.constants:
+                continue
+            if len(after) != 1 or after[0].op_type != "Reshape" or self.uses[node.output[0]] != 1:
+                continue
+            source, flat = self.shapes[before.input[0]], self.shapes[node.input[0]]
+            if source[-1] != flat[-1] or self.shapes[after[0].output[0]][:-1] != source[:-1]:
+                continue
+            self.uses[node.input[0]] -= 1
+            if not self.uses[node.input[0]]:
+                dropped.add(id(before))
+            else:
+                self.uses[before.input[0]] += 1
+            dropped.add(id(after[0]))
+            node.input[0], node.output[0] = before.input[0], after[0].output[0]
+        return [n for n in nodes if id(n) not in dropped]
 
     def _refuse_unknown(self, nodes: list[Any]) -> None:
         missing: list[Unsupported] = []
@@ -139,18 +164,26 @@ class _Writer:
                     bias, taken, output = candidate, {at}, add.output[0]
         if bias is not None and bias.size != kernel.shape[1]:
             return None
-        name = self.module.members.take(layer_name(node.name))
+        weights = (node.input[1], None if bias is None else bias.tobytes())
+        rows = int(np.prod(self.shapes[node.input[0]][:-1], dtype=np.int64))
+        self.module.linear_flops += 2 * rows * kernel.size
+        self.shapes.setdefault(output, (*self.shapes[node.input[0]][:-1], kernel.shape[1]))
+        name = self.layer_of.get(weights)
+        if name is None:
+            name = self._new_linear(layer_name(node.name), kernel, bias)
+            self.layer_of[weights] = name
+        self._assign(output, f"self.{name}({self._operand(node.input[0])})", name)
+        return taken
+
+    def _new_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
+        name = self.module.members.take(name)
         features = f"{kernel.shape[0]}, {kernel.shape[1]}"
         no_bias = "" if bias is not None else ", use_bias=False"
         self.module.layers.append(f"self.{name} = nnx.Linear({features}{no_bias}, rngs=rngs)")
         self.module.params[f"{name}.kernel"] = np.ascontiguousarray(kernel, np.float32)
         if bias is not None:
             self.module.params[f"{name}.bias"] = np.ascontiguousarray(bias.reshape(-1), np.float32)
-        rows = int(np.prod(self.shapes[node.input[0]][:-1], dtype=np.int64))
-        self.module.linear_flops += 2 * rows * kernel.size
-        self._assign(output, f"self.{name}({self._operand(node.input[0])})", name)
-        self.shapes.setdefault(output, (*self.shapes[node.input[0]][:-1], kernel.shape[1]))
-        return taken
+        return name
 
     def _node(self, node: Any) -> None:
         entry = OPS[node.op_type]
@@ -170,11 +203,11 @@ class _Writer:
         if node.op_type in ("MatMul", "Einsum"):
             self.module.linear_flops += self._product_flops(node)
         if len(node.output) > 1:
-            names = [self.module.locals.take(_value_name(node, self.module)) for _ in node.output]
+            names = [self.module.locals.take(_value_name(node)) for _ in node.output]
             self.module.body.append(f"{', '.join(names)} = {text}")
             self.text.update(zip(node.output, names, strict=True))
         else:
-            self._assign(node.output[0], text, _value_name(node, self.module), inline=node.op_type in _INLINE)
+            self._assign(node.output[0], text, _value_name(node), inline=node.op_type in _INLINE)
 
     def _product_flops(self, node: Any) -> int:
         """2 x the size of the iteration space of a batched product."""
@@ -215,6 +248,9 @@ class _Writer:
         follower = [n for n in self.graph.node if output in n.input]
         if self.uses[output] == 1 and len(follower) == 1 and follower[0].op_type in _INLINE:
             self.pending[output] = text
+            return
+        if re.fullmatch(r"[\w.]+", text) and not text[0].isdigit():
+            self.text[output] = text  # another name for a value that has one
             return
         local = self.module.locals.take(name)
         if text.startswith("(") and text.endswith(")") and _closes_at_end(text):
@@ -273,11 +309,13 @@ def _inputs_class(scope: str, columns: list[BlockColumn]) -> str:
     )
 
 
-def _value_name(node: Any, module: _Module) -> str:
+def _value_name(node: Any) -> str:
     parts = scope_parts(node.name.split("__")[0])
-    what = identifier(parts[-1])
-    owner = identifier(parts[-2]) if len(parts) > 1 else ""
-    return f"{owner}_{what}" if owner else what
+    what = identifier(re.sub(r"(_\d+)+$", "", parts[-1]))
+    if len(parts) == 1:
+        return what
+    owner = layer_name(node.name)
+    return owner if what in ("relu", "concat", "add", "bias_add", "softmax") else f"{owner}_{what}"
 
 
 def _closes_at_end(text: str) -> bool:

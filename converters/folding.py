@@ -55,6 +55,9 @@ def _known_value(node: Any, inputs: list[Any], session: Any, library: Any) -> li
             size *= dim
         value = {"Shape": shape, "Size": size, "Rank": len(shape)}[node.op]
         return [tf.constant(value, dtype or tf.int32, name=node.name)]
+    if node.op in ("ZerosLike", "OnesLike") and inputs[0].shape.is_fully_defined() and inputs[0].dtype != tf.string:
+        make = tf.zeros if node.op == "ZerosLike" else tf.ones
+        return [tf.constant(session.run(make(inputs[0].shape, inputs[0].dtype)), name=node.name)]
     if inputs and all(tensor.op.type == "Const" for tensor in inputs):
         made = import_node(node, inputs, library, prefix="folding")
         found = session.run(made)

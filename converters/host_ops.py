@@ -5,16 +5,18 @@ vocabulary lookup as four ops and one embedding lookup as five, and they are rec
 """
 
 import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from msgspec.structs import replace
 
 from converters.errors import ConversionError, Unsupported, UnsupportedOpsError
 from converters.frontier import Frontier, is_table_lookup, unplaced_control_flow
-from converters.names import UniqueNames, identifier, layer_name, scope_parts
+from converters.names import UniqueNames, identifier, layer_name
 from converters.savedmodel import SourceModel
 from converters.tables import write_table, write_vocabulary
 from jaxrank.host_program import HOST_SCHEMA_VERSION, BlockColumn, HostOperator, HostProgram
@@ -82,8 +84,18 @@ class HostProgramWriter:
             else:
                 _OPS[op.type](self, op)
         columns = self._columns()
-        used = self._used({c.tensor for c in columns})
-        return HostProgram(schema_version=HOST_SCHEMA_VERSION, operators=tuple(used), columns=columns)
+        operators = self._used({c.tensor for c in columns})
+        # Operators that were folded into others took names; what is left gets them without counters.
+        names = UniqueNames(tuple(t.name for t in self.model.inputs))
+        renamed = {t.name: t.name for t in self.model.inputs}
+        renamed.update((o.output, names.take(re.sub(r"_\d+$", "", o.output))) for o in operators)
+        return HostProgram(
+            schema_version=HOST_SCHEMA_VERSION,
+            operators=tuple(
+                replace(o, inputs=tuple(renamed[i] for i in o.inputs), output=renamed[o.output]) for o in operators
+            ),
+            columns=tuple(replace(c, tensor=renamed[c.tensor], feature=renamed[c.tensor]) for c in columns),
+        )
 
     def add(self, op: Any, kind: str, inputs: tuple[str, ...], name: str, **attrs: Any) -> None:
         """Appends an operator that makes the op's first output; `name` describes the value."""
@@ -107,6 +119,10 @@ class HostProgramWriter:
         """`movie_id_mask`: the raw features that a value comes from, then what it is."""
         raw = sorted(set().union(*(self._raw[i] for i in inputs)))
         return "_".join([*raw[:2], what])
+
+    def raw_inputs(self, tensor: Any) -> set[str]:
+        """Names of the model inputs that a tensor is computed from."""
+        return self._raw[self.tensor(tensor)]
 
     def operator(self, name: str) -> HostOperator | None:
         return self._operators.get(name)
@@ -214,11 +230,7 @@ def _vocabulary_lookup(writer: HostProgramWriter, op: Any) -> None:
     resource = handle.op.name
     if resource not in writer.vocabularies:
         taken = {v.name for v in writer.vocabularies.values()} | {t.name for t in writer.tables.values()}
-        parts = [p for p in scope_parts(writer.model.source_name(op)) if "lookup" not in p.lower()] or [""]
-        base = identifier("_".join(filter(None, [*sorted(writer._raw[writer.tensor(keys)])[:1], parts[0], "vocabulary"])))
-        name = base
-        while name in taken:
-            name += "_"
+        name = UniqueNames(tuple(taken)).take(f"{sorted(writer.raw_inputs(keys))[0]}_vocabulary")
         writer.vocabularies[resource] = write_vocabulary(
             writer.bundle, name, writer.model.tables[resource], keys.dtype, int(default_value)
         )
@@ -237,11 +249,8 @@ def _hash_bucket_fast(writer: HostProgramWriter, op: Any) -> None:
 def _embedding_lookup(writer: HostProgramWriter, op: Any) -> None:
     params = op.inputs[0].op
     if params.name not in writer.tables:
-        taken = {t.name for t in writer.tables.values()}
-        name, count = layer_name(writer.model.source_name(op)), 1
-        while name in taken:
-            count += 1
-            name = f"{layer_name(writer.model.source_name(op))}_{count}"
+        taken = tuple(t.name for t in writer.tables.values())
+        name = UniqueNames(taken).take(layer_name(writer.model.source_name(op)))
         value = writer.model.variables.get(params.name)
         value = tf.constant(tf.get_static_value(op.inputs[0])) if value is None else value
         if value.dtype != tf.float32:

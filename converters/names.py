@@ -3,7 +3,7 @@
 import keyword
 import re
 
-_WRAPPERS = re.compile(r"^(StatefulPartitionedCall|PartitionedCall|functional|model|sequential)(_\d+)*$")
+_WRAPPERS = re.compile(r"^(StatefulPartitionedCall|PartitionedCall|functional|model|sequential|Tensordot|batchnorm)(_\d+)*$")
 
 
 def scope_parts(node_name: str) -> list[str]:
@@ -16,8 +16,7 @@ def scope_parts(node_name: str) -> list[str]:
 def layer_name(node_name: str) -> str:
     """The layer a node belongs to: the last scope before the op, without the counter that Keras adds at each call."""
     parts = scope_parts(node_name)
-    layer = parts[-2] if len(parts) > 1 else parts[-1]
-    return identifier(re.sub(r"_\d+$", "", layer) if re.search(r"_\d+_\d+$", layer) or len(parts) > 1 else layer)
+    return identifier(re.sub(r"_\d+$", "", parts[-2]) if len(parts) > 1 else parts[-1])
 
 
 def identifier(text: str) -> str:

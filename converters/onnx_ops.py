@@ -197,12 +197,16 @@ def _unsqueeze(x: Operand, axes: np.ndarray) -> str:
 @op("Expand", static=(1,))
 def _expand(x: Operand, shape: np.ndarray) -> str:
     target = np.broadcast_shapes(x.shape, tuple(int(d) for d in shape))
-    return x.text if target == x.shape else f"jnp.broadcast_to({x}, {_tuple(target)})"
+    return x.text if target == x.shape else _broadcast(x, target)
 
 
 @op("Tile", static=(1,))
 def _tile(x: Operand, repeats: np.ndarray) -> str:
-    return x.text if (repeats == 1).all() else f"jnp.tile({x}, {_tuple(repeats)})"
+    if (repeats == 1).all():
+        return x.text
+    if all(d == 1 or r == 1 for d, r in zip(x.shape, repeats, strict=True)):
+        return _broadcast(x, tuple(int(d * r) for d, r in zip(x.shape, repeats, strict=True)))
+    return f"jnp.tile({x}, {_tuple(repeats)})"
 
 
 @op("Transpose")
@@ -319,6 +323,13 @@ def _tuple(values: Any) -> str:
 def _resolve(source: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
     known = int(np.prod([d for d in target if d != -1], dtype=np.int64))
     return tuple(int(np.prod(source, dtype=np.int64)) // max(known, 1) if d == -1 else d for d in target)
+
+
+def _broadcast(x: Operand, target: tuple[int, ...]) -> str:
+    """The first dimension is the row's where both have one row."""
+    if len(target) == len(x.shape) and target[0] == 1 and x.text.isidentifier():
+        return f"jnp.broadcast_to({x}, ({x}.shape[0], {', '.join(map(str, target[1:]))}))"
+    return f"jnp.broadcast_to({x}, {_tuple(target)})"
 
 
 def _reshaped(x: Operand, target: tuple[int, ...]) -> str:

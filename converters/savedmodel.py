@@ -51,6 +51,8 @@ class SourceModel:
 
     def source_name(self, op: Any) -> str:
         """Name that the op had in the source graph; graphs rename ops when they are built again."""
+        if op.name in self.variables:
+            return self.variables[op.name].name.split(":")[0]
         return self.source_names.get(op.name, op.name)
 
     def predict(self, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

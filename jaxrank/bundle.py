@@ -23,6 +23,7 @@ HOST_PROGRAM = "host_program.json"
 MODEL = "model.py"
 PARAMS = "params.safetensors"
 DENSE = "dense.stablehlo"
+WEIGHTS = "weights.irpa"
 EXAMPLES = "warmup/examples.npz"
 
 

@@ -121,8 +121,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     driver: str
     """IREE HAL driver that runs it: "local-sync", "cuda", "vulkan"."""
     module: str
-    weights: str | None
-    """Weight archive beside the module; None where the module holds its few small weights itself."""
     flags: tuple[str, ...]
     compiler: str
     certificate: Certificate | None

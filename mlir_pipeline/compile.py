@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from iree.compiler import ir
+from iree.runtime import save_archive_file
 from jax import export
 from msgspec.structs import replace
 
@@ -18,8 +19,10 @@ from mlir_pipeline.flops import dot_flops
 from mlir_pipeline.iree import IreeTarget, compile_module, parse_target
 from mlir_pipeline.jaxpr import flat_jaxpr
 from mlir_pipeline.lower import lower
+from mlir_pipeline.passes.externalize_weights import externalize_weights
 from mlir_pipeline.passes.legalize_dynamism import legalize_dynamism
 from mlir_pipeline.rewrites.hoist_dots import hoist_dots
+from mlir_pipeline.rewrites.merge_broadcasts import merge_broadcasts
 from mlir_pipeline.split import Towers, split
 
 Progress = Callable[[str], None]
@@ -43,9 +46,14 @@ def compile_bundle(
         towers = trace(work)
         context = ir.Context()
         module = lower(towers, context)
+        weights = externalize_weights(module)
+        (work / files.WEIGHTS).unlink(missing_ok=True)
+        if weights:
+            save_archive_file(weights, str(work / files.WEIGHTS))
         (work / files.DENSE).write_text(str(module))
         for operation in module.body.operations:
-            legalize_dynamism(operation.operation)
+            if operation.operation.name == "func.func":
+                legalize_dynamism(operation.operation)
         if not module.operation.verify():
             raise CompileError("the legalized module is not valid MLIR; please report this model")
         compiled = {t.name: t for t in manifest.targets}
@@ -79,7 +87,7 @@ def trace(bundle: Path) -> Towers:
     (count,) = export.symbolic_shape("n")
     request = jax.ShapeDtypeStruct((1, program.width("request")), np.float32)
     candidate = jax.ShapeDtypeStruct((count, program.width("candidate")), np.float32)
-    return split(hoist_dots(flat_jaxpr(rows_function(bundle), request, candidate)))
+    return split(hoist_dots(merge_broadcasts(flat_jaxpr(rows_function(bundle), request, candidate))))
 
 
 def check(bundle: Path, target: str) -> Certificate:
@@ -96,14 +104,12 @@ def check(bundle: Path, target: str) -> Certificate:
 
 
 def _compile(module: str, target: IreeTarget, work: Path) -> Target:
-    weights = f"{target.directory}/dense.irpa"
     built = compile_module(module, target, work / target.directory)
     return Target(
         name=target.name,
         engine="iree",
         driver=target.driver,
         module=f"{target.directory}/dense.vmfb",
-        weights=weights if (work / weights).is_file() else None,
         flags=target.flags,
         compiler=built,
         certificate=None,

@@ -8,10 +8,6 @@ from iree.compiler import version as iree_version
 
 from mlir_pipeline.errors import CompileError
 
-PARAMETER_SCOPE = "model"
-# Smaller constants stay in the module: a kernel that sees a bias vector can fold it.
-_PARAMETER_MINIMUM_BYTES = 1024
-
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
 
 
@@ -52,7 +48,7 @@ def parse_target(name: str) -> IreeTarget:
 
 
 def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
-    """Compiles a module's text to `directory/dense.vmfb` and `directory/dense.irpa`.
+    """Compiles a module's text to `directory/dense.vmfb`.
 
     Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics.
     """
@@ -61,8 +57,6 @@ def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
         *target.flags,
         "--iree-opt-level=O3",
         "--iree-input-type=stablehlo",
-        f"--iree-parameter-export={PARAMETER_SCOPE}={directory / 'dense.irpa'}",
-        f"--iree-parameter-export-minimum-size={_PARAMETER_MINIMUM_BYTES}",
     ]
     try:
         iree_tools.compile_str(module, output_file=str(directory / "dense.vmfb"), extra_args=flags)

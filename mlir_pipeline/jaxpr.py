@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 # Call-like primitives and the parameter that holds their body. Their only effect is a name or a derivative rule, neither
@@ -52,12 +53,20 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rule
             inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
             outputs = evaluate(inner, consts, [read(v) for v in eqn.invars], rule)
         else:
-            outputs = rule(eqn, read)
-            if outputs is None:
-                found = eqn.primitive.bind(*map(read, eqn.invars), **eqn.params)
-                outputs = list(found) if eqn.primitive.multiple_results else [found]
+            outputs = rule(eqn, read) or _bind(eqn, [read(v) for v in eqn.invars])
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+    """The equation as it is; one that depends on weights alone is computed now, unless it only repeats them."""
+    known = all(isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer) for value in inputs)
+    if inputs and known and eqn.primitive.name != "broadcast_in_dim":
+        with jax.ensure_compile_time_eval():
+            found = eqn.primitive.bind(*inputs, **eqn.params)
+    else:
+        found = eqn.primitive.bind(*inputs, **eqn.params)
+    return list(found) if eqn.primitive.multiple_results else [found]
 
 
 def drop_dead(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:

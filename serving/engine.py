@@ -14,6 +14,7 @@ from typing import Any
 import iree.runtime as rt
 import numpy as np
 
+from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
 from serving.host.program import FeatureBlocks
@@ -40,6 +41,7 @@ class IreeEngine:
         self._instance = rt.VmInstance()
         self._target = target
         self._has_state = bool(manifest.state)
+        self._has_weights = files.WEIGHTS in manifest.files
         self._outputs = len(manifest.signature.outputs)
         self._module_path = bundle / target.module
         self._parameters = rt.ParameterIndex()
@@ -48,8 +50,8 @@ class IreeEngine:
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix=f"stream-{target.driver}")
         try:
-            if target.weights is not None:
-                self._parameters.load(str(bundle / target.weights))
+            if self._has_weights:
+                self._parameters.load(str(bundle / files.WEIGHTS))
             # Every stream is opened now: a device that is not there must fail the load, not a request.
             barrier = threading.Barrier(self.streams)
             list(self._pool.map(lambda _: self._open_stream(barrier), range(self.streams)))
@@ -97,7 +99,7 @@ class IreeEngine:
         try:
             device = rt.get_driver(self._target.driver).create_default_device(allocators=["caching"])
             modules = [rt.create_hal_module(self._instance, device)]
-            if self._target.weights is not None:
+            if self._has_weights:
                 provider = self._parameters.create_provider(scope=PARAMETER_SCOPE)
                 modules.insert(0, rt.create_io_parameters_module(self._instance, provider))
             program = rt.VmModule.mmap(self._instance, str(self._module_path))

@@ -1,6 +1,7 @@
-"""MovieLens 100k, end to end: the example that `make demo` runs.
+"""MovieLens 100k: a small but complete ranker, from public data to a TensorFlow SavedModel.
 
-`data.py` fetches the ratings and turns a user's moment in time into a request (raw features, no TensorFlow);
-`model.py` is a Keras ranker on them; `train.py` trains it and exports a SavedModel; `demo.py` converts, compiles, serves and
-compares with TensorFlow.
+`data.fetch` unpacks the ratings, `data.load` reads them into numpy, `data.split` cuts them by time.
+`train` (the entry point, `python -m examples.movielens.train`) turns them into batches, fits `model.Ranker`
+and writes a SavedModel whose signature takes raw features: one user and N candidate movies per request.
+`data.requests` and `data.labelled_requests` build those same raw features for clients; they need only numpy.
 """

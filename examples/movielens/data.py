@@ -1,207 +1,384 @@
-"""MovieLens 100k as ranking requests: one user at one moment, and the movies to rank.
+"""MovieLens 100k as numpy arrays, and the raw features of a ranking request built from them.
 
-Raw features as a client would send them. Request-scope arrays have one row, candidate-scope arrays one row per movie.
+Imports numpy and the standard library only: a client process that sends requests to a server uses this module.
+
+Strings are object arrays of UTF-8 `bytes`, as TensorFlow returns them. Timestamps are Unix seconds.
+Nothing here looks ahead: a history holds only ratings strictly earlier than the moment it is built for.
 """
 
+import csv
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-HISTORY = 50
-"""Most recent ratings that a request carries."""
-GENRES = 6
-"""Genre slots of a movie; the longest list in the data set has six."""
-LIKE = 4.0
-"""A rating from here on counts as liked."""
+HISTORY_LENGTH = 50
+MAX_GENRES = 6  # the most genres one movie has
+LIKE_THRESHOLD = 4.0  # stars; a rating of at least this is a like
 
-_PACKAGE = "recbole==1.2.1"  # its wheel carries the data set; the package itself is not installed
-_INSIDE = "recbole/dataset_example/ml-100k/"
+REQUEST_FEATURES = (
+    "user_id",
+    "user_age",
+    "user_gender",
+    "user_occupation",
+    "user_zip_code",
+    "history_movie_id",
+    "history_genres",
+)
+CANDIDATE_FEATURES = ("movie_id", "movie_release_year", "movie_genres")
+
+_WHEEL = "recbole==1.2.1"
 _FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
+_FOLDER_IN_WHEEL = "recbole/dataset_example/ml-100k/"
+
+Features = dict[str, NDArray]
 
 
-class DataError(Exception):
-    """The data set is missing or not what this example expects."""
-
-
-@dataclass(frozen=True)
-class User:
-    """One user as MovieLens describes them."""
-
-    user_id: int
-    age: float
-    gender: bytes
-    occupation: bytes
-    zip_code: bytes
+class MovieLensError(RuntimeError):
+    """The data could not be fetched, read or addressed; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Movie:
-    """One movie; `year` is 0 where the data set has none."""
+class Users:
+    """One entry per user, sorted by id."""
 
-    movie_id: int
-    title: str
-    year: float
-    genres: tuple[bytes, ...]
+    id: NDArray[np.int64]  # [U]
+    age: NDArray[np.float32]  # [U], years
+    gender: NDArray[np.object_]  # [U], b"M" or b"F"
+    occupation: NDArray[np.object_]  # [U]
+    zip_code: NDArray[np.object_]  # [U]
 
 
 @dataclass(frozen=True)
-class Ratings:
-    """All ratings in order of time: int64 ids and timestamps (seconds), float32 ratings, each `[100000]`."""
+class Movies:
+    """One entry per movie, sorted by id."""
 
-    user_id: np.ndarray
-    movie_id: np.ndarray
-    rating: np.ndarray
-    timestamp: np.ndarray
+    id: NDArray[np.int64]  # [M], from 1: 0 is padding
+    title: tuple[str, ...]  # M titles
+    release_year: NDArray[np.float32]  # [M], 0 when unknown
+    genres: NDArray[np.object_]  # [M, MAX_GENRES], b"" is padding
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One entry per rating, sorted by time."""
+
+    user_id: NDArray[np.int64]  # [R]
+    movie_id: NDArray[np.int64]  # [R]
+    rating: NDArray[np.float32]  # [R], 1 to 5 stars
+    timestamp: NDArray[np.int64]  # [R], Unix seconds
 
 
 @dataclass(frozen=True)
 class MovieLens:
-    """The whole data set with its temporal split: training ratings come before `validation_start`, test ratings from
-    `test_start` on (positions in `ratings`)."""
-
-    users: dict[int, User]
-    movies: dict[int, Movie]
-    ratings: Ratings
-    validation_start: int
-    test_start: int
+    users: Users
+    movies: Movies
+    interactions: Interactions
 
 
-def fetch(cache: Path) -> Path:
-    """Downloads the data set once. Returns the directory of its three files. Raises `DataError`."""
-    target = cache / "ml-100k"
-    if all((target / name).is_file() for name in _FILES):
+@dataclass(frozen=True)
+class Period:
+    """The interactions with `start <= timestamp < end`; `rows` indexes `MovieLens.interactions`."""
+
+    start: int
+    end: int
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    train: Period
+    validation: Period
+    test: Period
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user and N candidates: `features` is exactly what the model's signature takes."""
+
+    user_id: int
+    movie_ids: NDArray[np.int64]  # [N]
+    titles: tuple[str, ...]  # N titles
+    features: Features
+
+
+@dataclass(frozen=True)
+class LabelledRequest:
+    """A request whose candidates the user went on to rate."""
+
+    request: Request
+    like: NDArray[np.bool_]  # [N]
+    rating: NDArray[np.float32]  # [N], 1 to 5 stars
+
+
+def fetch(cache_dir: Path | str) -> Path:
+    """Returns the directory that holds `ml-100k.{inter,item,user}`, downloading it on first use (about 2 MB).
+
+    The files come out of a Python wheel that pip fetches from whichever index it is configured for. The directory
+    appears under `cache_dir` in one rename, so a concurrent or interrupted call never leaves half of it.
+
+    Raises:
+        MovieLensError: pip could not download the wheel, or the wheel lacks the files.
+    """
+    cache_dir = Path(cache_dir)
+    target = cache_dir / "ml-100k"
+    if _is_complete(target):
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as work:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, _PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(work).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise DataError(f"could not download {_PACKAGE}, which carries MovieLens 100k:\n{done.stderr.strip()}")
-        unpacked = Path(work) / "ml-100k"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".ml-100k-") as scratch:
+        wheel = _download_wheel(Path(scratch))
+        unpacked = Path(scratch) / "ml-100k"
         unpacked.mkdir()
-        with zipfile.ZipFile(wheels[0]) as wheel:
+        with zipfile.ZipFile(wheel) as archive:
             for name in _FILES:
-                (unpacked / name).write_bytes(wheel.read(_INSIDE + name))
-        shutil.rmtree(target, ignore_errors=True)
-        unpacked.rename(target)
+                try:
+                    source = archive.open(_FOLDER_IN_WHEEL + name)
+                except KeyError:
+                    raise MovieLensError(
+                        f"{wheel.name} has no {_FOLDER_IN_WHEEL}{name}; the package index served another "
+                        f"{_WHEEL} than the published one. Check pip's index settings."
+                    ) from None
+                with source, open(unpacked / name, "wb") as destination:
+                    shutil.copyfileobj(source, destination)
+        try:
+            os.rename(unpacked, target)
+        except OSError as error:
+            if not _is_complete(target):  # else another process won the race: its copy is as good
+                raise MovieLensError(f"cannot put the data at {target}: {error}. Remove it and retry.") from error
     return target
 
 
-def load(directory: Path) -> MovieLens:
-    """Reads the data set and splits it by time: the first 80% of ratings, the next 10%, the last 10%."""
-    users = {
-        int(uid): User(int(uid), float(age), gender.encode(), occupation.encode(), zip_code.encode())
-        for uid, age, gender, occupation, zip_code in _rows(directory / "ml-100k.user", 5)
-    }
-    movies = {
-        int(mid): Movie(int(mid), title, float(year) if year.isdigit() else 0.0, tuple(g.encode() for g in genres.split()))
-        for mid, title, year, genres in _rows(directory / "ml-100k.item", 4)
-    }
-    columns = np.array(_rows(directory / "ml-100k.inter", 4), dtype=np.float64).T
-    # Many ratings share a second; the user and movie make the order, and so the split, the same everywhere.
-    order = np.lexsort((columns[1], columns[0], columns[3]))
-    user_id, movie_id, rating, timestamp = columns[:, order]
-    ratings = Ratings(
-        user_id.astype(np.int64), movie_id.astype(np.int64), rating.astype(np.float32), timestamp.astype(np.int64)
-    )
-    count = len(rating)
-    return MovieLens(users, movies, ratings, validation_start=count * 8 // 10, test_start=count * 9 // 10)
+def load(directory: Path | str) -> MovieLens:
+    """Reads `ml-100k.{inter,item,user}` (tab-separated, one header line) from `directory`.
 
-
-def user_features(data: MovieLens, user_id: int, history: np.ndarray) -> dict[str, np.ndarray]:
-    """Request-scope features. `history` are movie ids, oldest first; the last 50 are kept, padded with 0 at the end."""
-    user = data.users[user_id]
-    recent = history[-HISTORY:]
-    movie_ids = np.zeros((1, HISTORY), np.int64)
-    movie_ids[0, : len(recent)] = recent
-    genres = np.full((1, HISTORY, GENRES), b"", object)
-    for i, movie_id in enumerate(recent):
-        genres[0, i] = _genre_row(data.movies[int(movie_id)])
-    return {
-        "user_id": np.array([user.user_id], np.int64),
-        "user_age": np.array([user.age], np.float32),
-        "user_gender": np.array([user.gender], object),
-        "user_occupation": np.array([user.occupation], object),
-        "user_zip_code": np.array([user.zip_code], object),
-        "history_movie_id": movie_ids,
-        "history_genres": genres,
-    }
-
-
-def candidate_features(data: MovieLens, movie_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Candidate-scope features, one row for each movie id."""
-    movies = [data.movies[int(m)] for m in movie_ids]
-    genres = np.full((len(movies), GENRES), b"", object)
-    for i, movie in enumerate(movies):
-        genres[i] = _genre_row(movie)
-    return {
-        "movie_id": np.asarray(movie_ids, np.int64),
-        "movie_release_year": np.array([m.year for m in movies], np.float32),
-        "movie_genres": genres,
-    }
-
-
-def history_before(data: MovieLens, user_id: int, position: int) -> np.ndarray:
-    """Movie ids that the user rated before the rating at `position`, oldest first."""
-    mine = np.flatnonzero(data.ratings.user_id[:position] == user_id)
-    return data.ratings.movie_id[mine]
-
-
-def request(data: MovieLens, user_id: int, movie_ids: np.ndarray, position: int) -> dict[str, np.ndarray]:
-    """A whole request: the user as of the rating at `position`, against the given movies."""
-    history = history_before(data, user_id, position)
-    return user_features(data, user_id, history) | candidate_features(data, movie_ids)
-
-
-def unseen_movies(data: MovieLens, user_id: int) -> np.ndarray:
-    """Ids of all movies that the user never rated, ascending."""
-    seen = data.ratings.movie_id[data.ratings.user_id == user_id]
-    return np.setdiff1d(np.array(sorted(data.movies), np.int64), seen)
-
-
-def evaluation_requests(data: MovieLens, start: int, stop: int) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """One request for each user with ratings in `[start, stop)`: those movies as candidates, the history as of `start`.
-
-    Returns pairs of features and float32 labels (1.0 where liked), in order of user id. A user's history stops at `start`, so
-    nothing of the period that is scored leaks into it.
+    Raises:
+        MovieLensError: a file is missing or malformed.
     """
-    users = data.ratings.user_id[start:stop]
-    pairs = []
-    for user_id in np.unique(users):
-        rows = start + np.flatnonzero(users == user_id)
-        features = request(data, int(user_id), data.ratings.movie_id[rows], start)
-        pairs.append((features, (data.ratings.rating[rows] >= LIKE).astype(np.float32)))
-    return pairs
+    directory = Path(directory)
+    users = sorted(_read(directory / "ml-100k.user", 5), key=lambda row: int(row[0]))
+    movies = sorted(_read(directory / "ml-100k.item", 4), key=lambda row: int(row[0]))
+    ratings = np.array(_read(directory / "ml-100k.inter", 4), dtype=np.int64)
+    # By time; ties by user and movie, so that the order does not depend on the file's.
+    ratings = ratings[np.lexsort((ratings[:, 1], ratings[:, 0], ratings[:, 3]))]
+
+    genres = np.full((len(movies), MAX_GENRES), b"", dtype=object)
+    for row, (_, _, _, names) in enumerate(movies):
+        for column, name in enumerate(names.split()):
+            genres[row, column] = name.encode()
+    return MovieLens(
+        users=Users(
+            id=np.array([int(row[0]) for row in users], dtype=np.int64),
+            age=np.array([row[1] for row in users], dtype=np.float32),
+            gender=_bytes(row[2] for row in users),
+            occupation=_bytes(row[3] for row in users),
+            zip_code=_bytes(row[4] for row in users),
+        ),
+        movies=Movies(
+            id=np.array([int(row[0]) for row in movies], dtype=np.int64),
+            title=tuple(row[1] for row in movies),
+            # One movie's year is spelt "unkonwn" in the file.
+            release_year=np.array([row[2] if row[2].isdigit() else 0 for row in movies], dtype=np.float32),
+            genres=genres,
+        ),
+        interactions=Interactions(
+            user_id=ratings[:, 0].copy(),
+            movie_id=ratings[:, 1].copy(),
+            rating=ratings[:, 2].astype(np.float32),
+            timestamp=ratings[:, 3].copy(),
+        ),
+    )
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a liked row scores above one that is not; ties count half."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = ((ends - counts + ends + 1) / 2)[inverse]
-    positive = labels > 0.5
-    wins = ranks[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-    return float(wins / (positive.sum() * (~positive).sum()))
+def split(data: MovieLens) -> Split:
+    """Cuts all interactions by time, the earliest 80 % for training, then 10 % and 10 %.
+
+    The cuts are moments, the same for every user: ratings that share a second stay on one side.
+    """
+    timestamp = data.interactions.timestamp
+    cuts = [int(timestamp[len(timestamp) * tenths // 10]) for tenths in (0, 8, 9)] + [int(timestamp[-1]) + 1]
+    periods = [
+        Period(start, end, np.flatnonzero((timestamp >= start) & (timestamp < end)))
+        for start, end in zip(cuts, cuts[1:], strict=False)
+    ]
+    return Split(*periods)
 
 
-def _genre_row(movie: Movie) -> np.ndarray:
-    row = np.full(GENRES, b"", object)
-    row[: len(movie.genres)] = movie.genres
-    return row
+def histories(data: MovieLens, user_ids: NDArray[np.int64], before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The last 50 movies that each user rated strictly before a moment, oldest first, then 0 as padding.
+
+    Args:
+        user_ids: [R].
+        before: [R], Unix seconds.
+
+    Returns:
+        Movie ids [R, HISTORY_LENGTH].
+    """
+    ratings = data.interactions
+    order = np.argsort(ratings.user_id, kind="stable")  # by user, and by time within a user
+    by_user, times, movies = ratings.user_id[order], ratings.timestamp[order], ratings.movie_id[order]
+    result = np.zeros((len(user_ids), HISTORY_LENGTH), dtype=np.int64)
+    for row, (user_id, moment) in enumerate(zip(user_ids, before, strict=True)):
+        first, last = np.searchsorted(by_user, [user_id, user_id + 1])
+        end = first + int(np.searchsorted(times[first:last], moment, side="left"))
+        recent = movies[max(first, end - HISTORY_LENGTH) : end]
+        result[row, : len(recent)] = recent
+    return result
 
 
-def _rows(path: Path, columns: int) -> list[list[str]]:
-    """Tab-separated rows without their header."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; run `make demo`, which fetches MovieLens 100k")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    if not rows or any(len(row) != columns for row in rows):
-        raise DataError(f"{path} does not have {columns} tab-separated columns in every row; fetch it again")
+def user_features(data: MovieLens, user_id: int, before: int) -> Features:
+    """The request-scope features of one user as of a moment (Unix seconds); every leading dimension is 1."""
+    at = _positions(data.users.id, np.array([user_id], dtype=np.int64), "user")
+    history = histories(data, data.users.id[at], np.array([before]))
+    return {
+        "user_id": data.users.id[at],
+        "user_age": data.users.age[at],
+        "user_gender": data.users.gender[at],
+        "user_occupation": data.users.occupation[at],
+        "user_zip_code": data.users.zip_code[at],
+        "history_movie_id": history,
+        "history_genres": movie_genres(data, history),
+    }
+
+
+def candidate_features(data: MovieLens, movie_ids: NDArray[np.int64]) -> Features:
+    """The candidate-scope features of N movies: `movie_id` [N], `movie_release_year` [N], `movie_genres` [N, 6]."""
+    movie_ids = np.asarray(movie_ids, dtype=np.int64)
+    at = _positions(data.movies.id, movie_ids, "movie")
+    return {
+        "movie_id": movie_ids,
+        "movie_release_year": data.movies.release_year[at],
+        "movie_genres": data.movies.genres[at],
+    }
+
+
+def movie_genres(data: MovieLens, movie_ids: NDArray[np.int64]) -> NDArray[np.object_]:
+    """The genres of movies of any shape [...]: [..., MAX_GENRES]; movie id 0 (padding) has none."""
+    genres = np.full((*movie_ids.shape, MAX_GENRES), b"", dtype=object)
+    real = movie_ids != 0
+    genres[real] = data.movies.genres[_positions(data.movies.id, movie_ids[real], "movie")]
+    return genres
+
+
+def request(
+    data: MovieLens, user_id: int, movie_ids: NDArray[np.int64] | None = None, before: int | None = None
+) -> Request:
+    """One ranking request.
+
+    Args:
+        movie_ids: the candidates [N]; by default every movie the user has not rated before the moment.
+        before: the moment of the request, Unix seconds; by default the start of the test period.
+
+    Raises:
+        MovieLensError: an id is not in the data.
+    """
+    if before is None:
+        before = split(data).test.start
+    if movie_ids is None:
+        ratings = data.interactions
+        rated = ratings.movie_id[(ratings.user_id == user_id) & (ratings.timestamp < before)]
+        movie_ids = np.setdiff1d(data.movies.id, rated)
+    candidates = candidate_features(data, movie_ids)
+    at = _positions(data.movies.id, candidates["movie_id"], "movie")
+    return Request(
+        user_id=int(user_id),
+        movie_ids=candidates["movie_id"],
+        titles=tuple(data.movies.title[position] for position in at),
+        features={**user_features(data, user_id, before), **candidates},
+    )
+
+
+def requests(
+    data: MovieLens,
+    user_ids: Iterable[int],
+    movie_ids: NDArray[np.int64] | None = None,
+    before: int | None = None,
+) -> Iterator[Request]:
+    """One `request` per user, with the same defaults."""
+    if before is None:
+        before = split(data).test.start
+    for user_id in user_ids:
+        yield request(data, user_id, movie_ids, before)
+
+
+def labelled_requests(data: MovieLens, period: Period) -> Iterator[LabelledRequest]:
+    """One request per user active in `period`: its candidates are all that the user rated in the period.
+
+    The user's features and history are as of the START of the period for every candidate. That is a harder task than
+    history as of each rating, and what a server can answer with one call per user; TensorFlow and served AUC both
+    use it.
+    """
+    ratings = data.interactions
+    for user_id in np.unique(ratings.user_id[period.rows]):
+        rows = period.rows[ratings.user_id[period.rows] == user_id]
+        yield LabelledRequest(
+            request=request(data, int(user_id), ratings.movie_id[rows], before=period.start),
+            like=ratings.rating[rows] >= LIKE_THRESHOLD,
+            rating=ratings.rating[rows],
+        )
+
+
+def auc(like: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
+    """Area under the ROC curve: the chance that a liked row outscores one not liked; a tie counts one half.
+
+    Computed from mid-ranks (the Mann-Whitney U statistic). NaN when only one class is present.
+    """
+    like = np.asarray(like, dtype=bool)
+    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    if np.isnan(values).any():
+        raise MovieLensError("a score is NaN, so the AUC has no meaning; look at the model's output for that request")
+    mid_rank = np.cumsum(counts) - (counts - 1) / 2
+    likes, others = int(like.sum()), int((~like).sum())
+    if not likes or not others:
+        return float("nan")
+    return float((mid_rank[inverse][like].sum() - likes * (likes + 1) / 2) / (likes * others))
+
+
+def _is_complete(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in _FILES)
+
+
+def _download_wheel(directory: Path) -> Path:
+    # Its dependencies (torch among them) are neither needed nor installed: the wheel is only a container of data.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(directory), _WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(directory.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = done.stderr.strip() or f"pip exited with status {done.returncode} and left no wheel"
+        raise MovieLensError(
+            f"cannot download {_WHEEL}, which carries MovieLens 100k:\n{reason}\n"
+            f"Check that `{' '.join(command[:4])}` works here, or put {', '.join(_FILES)} in a folder yourself."
+        )
+    return wheels[0]
+
+
+def _read(path: Path, columns: int) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    except FileNotFoundError:
+        raise MovieLensError(f"{path} is missing; `examples.movielens.data.fetch` downloads it") from None
+    for line, row in enumerate(rows, start=2):
+        if len(row) != columns:
+            raise MovieLensError(f"{path}, line {line}: {len(row)} columns, not {columns}; fetch the file again")
     return rows
+
+
+def _bytes(values: Iterable[str]) -> NDArray[np.object_]:
+    return np.array([value.encode() for value in values], dtype=object)
+
+
+def _positions(sorted_ids: NDArray[np.int64], ids: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+    at = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    unknown = np.unique(ids[sorted_ids[at] != ids])
+    if unknown.size:
+        raise MovieLensError(f"no such {what} id: {unknown[:5].tolist()}; ids run up to {sorted_ids[-1]}")
+    return at

@@ -1,7 +1,4 @@
-"""Trains the MovieLens ranker and exports it as a TensorFlow SavedModel that takes raw features.
-
-    python -m examples.movielens.train --data .cache/ml-100k --out demo/saved_model
-"""
+"""Trains the MovieLens ranker and writes it as a SavedModel: `python -m examples.movielens.train --help`."""
 
 import argparse
 import os
@@ -9,122 +6,163 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import keras
 import numpy as np
-import tensorflow as tf
 
 from examples.movielens import data as movielens
-from examples.movielens.model import Preprocessing, ServingModule, build_ranker
+from examples.movielens.data import MovieLens, Period
 
-_BATCH = 512
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from examples.movielens.model import Serving
+
+UNSEEN_USER = -1  # in no vocabulary
+UNSEEN_USER_FRACTION = 0.3
 
 
 def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Train a target-attention ranker on MovieLens 100k; about a minute.")
-    parser.add_argument("--data", type=Path, required=True, help="directory with ml-100k.inter, .item and .user")
-    parser.add_argument("--out", type=Path, required=True, help="SavedModel directory to write")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training ratings (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=7, help="seed of weights and shuffling (default: %(default)s)")
-    arguments = parser.parse_args()
-    train(movielens.load(arguments.data), arguments.out, epochs=arguments.epochs, seed=arguments.seed)
+    arguments = _parse_arguments()
+    # Both are read when TensorFlow and Keras are first imported, which is why those imports wait until here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    started = time.monotonic()
+    data = movielens.load(arguments.data)
+    serving, seconds = train(data, arguments.epochs, arguments.batch_size, arguments.seed)
+    periods = movielens.split(data)
+    print(f"validation AUC {evaluate(serving, data, periods.validation):.4f}")
+    print(f"test AUC       {evaluate(serving, data, periods.test):.4f}")
+    save(serving, arguments.out)
+    print(f"{arguments.out}: trained in {seconds:.1f} s, {time.monotonic() - started:.1f} s in all")
 
 
-def train(data: movielens.MovieLens, out: Path, *, epochs: int, seed: int) -> None:
-    """Trains on the first 80% of ratings, keeps the epoch with the best validation AUC, and writes the SavedModel whole."""
-    start = time.monotonic()
+def train(data: MovieLens, epochs: int, batch_size: int, seed: int) -> tuple["Serving", float]:
+    """Fits the ranker on the training period, keeping the epoch with the best validation AUC.
+
+    Returns:
+        The model ready to save, and the seconds that fitting took.
+    """
+    import keras
+    import tensorflow as tf
+
+    from examples.movielens.model import Ranker, Serving, Vocabularies, build_preprocessing
+
     keras.utils.set_random_seed(seed)
-    preprocessing = Preprocessing(
-        user_ids=sorted(data.users),
-        movie_ids=sorted(data.movies),
-        occupations=sorted({u.occupation.decode() for u in data.users.values()}),
-        genres=sorted({g.decode() for m in data.movies.values() for g in m.genres}),
-    )
-    ranker = build_ranker(preprocessing)
+    tf.config.experimental.enable_op_determinism()
+    periods = movielens.split(data)
+    vocabularies = Vocabularies.of(data, periods.train)
+    preprocessing = build_preprocessing(vocabularies)
+    ranker = Ranker(vocabularies)
     ranker.compile(
         optimizer=keras.optimizers.Adam(1e-3),
-        loss={"score": "binary_crossentropy", "rating": "mse"},
-        loss_weights={"score": 1.0, "rating": 0.3},
+        loss={"score": "binary_crossentropy", "rating": "mean_squared_error"},
+        loss_weights={"score": 1.0, "rating": 0.2},
+        metrics={"score": [keras.metrics.AUC(name="auc")]},
+        jit_compile=False,
     )
-    module = ServingModule(preprocessing, ranker)
-    rows = _training_rows(data, preprocessing, data.validation_start)
-    validation = movielens.evaluation_requests(data, data.validation_start, data.test_start)
-    best, best_weights = 0.0, ranker.get_weights()
-    for epoch in range(epochs):
-        ranker.fit(rows, epochs=1, verbose=0)
-        found = evaluate(module, validation)
-        print(f"epoch {epoch + 1}/{epochs}: validation AUC {found:.4f}, {time.monotonic() - start:.0f} s", flush=True)
-        if found > best:
-            best, best_weights = found, ranker.get_weights()
-    ranker.set_weights(best_weights)
-    test = evaluate(module, movielens.evaluation_requests(data, data.test_start, len(data.ratings.rating)))
-    print(f"validation AUC {best:.4f}, test AUC {test:.4f}, trained in {time.monotonic() - start:.0f} s", flush=True)
-    export(module, out)
-
-
-def evaluate(module: ServingModule, requests: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> float:
-    """AUC of `score` over all rows of all requests."""
-    scores = [module.rank({k: tf.constant(v) for k, v in features.items()})["score"].numpy() for features, _ in requests]
-    return movielens.auc(np.concatenate([labels for _, labels in requests]), np.concatenate(scores))
-
-
-def export(module: ServingModule, out: Path) -> None:
-    """Writes the SavedModel in one step: `out` is complete or as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".saved_model.", dir=out.parent))
-    tf.saved_model.save(module, str(work), signatures=module.rank.get_concrete_function())
-    shutil.rmtree(out, ignore_errors=True)
-    work.rename(out)
-
-
-def _training_rows(data: movielens.MovieLens, preprocessing: Preprocessing, stop: int) -> tf.data.Dataset:
-    """Preprocessed rows of the ratings before `stop`, shuffled and batched; each row's history ends before its rating."""
-    ratings = data.ratings
-    all_ids = np.array(sorted(data.movies), np.int64)
-    raw = movielens.candidate_features(data, all_ids)
-    movies = {k: v.numpy() for k, v in preprocessing.candidate_side({k: tf.constant(v) for k, v in raw.items()}).items()}
-    empty = np.array([], np.int64)
-    users = [movielens.user_features(data, u, empty) for u in sorted(data.users)]
-    stacked = {k: np.concatenate([u[k] for u in users]) for k in users[0]}
-    profiles = preprocessing.user_side({k: tf.constant(v) for k, v in stacked.items()})
-    profiles = {k: v.numpy() for k, v in profiles.items() if not k.startswith("history")}
-
-    histories = np.zeros((stop, movielens.HISTORY), np.int64)
-    seen: dict[int, list[int]] = {}
-    pending: dict[int, list[int]] = {}
-    for i in range(stop):
-        user = int(ratings.user_id[i])
-        recent = seen.setdefault(user, [])[-movielens.HISTORY :]
-        histories[i, : len(recent)] = recent
-        pending.setdefault(user, []).append(int(ratings.movie_id[i]))
-        if i + 1 == stop or ratings.timestamp[i + 1] != ratings.timestamp[i]:
-            # Ratings of the same second must not see each other.
-            for who, rated in pending.items():
-                seen[who].extend(rated)
-            pending.clear()
-    # Row 0 stands for padding: movie 0, no genre.
-    index = np.searchsorted(all_ids, histories) + 1
-    index[histories == 0] = 0
-    movie = np.concatenate([[0], movies["movie"]])
-    genres = np.concatenate([np.zeros((1, movies["genres"].shape[1]), np.float32), movies["genres"]])
-    at_user = np.searchsorted(np.array(sorted(data.users)), ratings.user_id[:stop])
-    at_movie = np.searchsorted(all_ids, ratings.movie_id[:stop])
-
-    base = tf.data.Dataset.from_tensor_slices(
-        (
-            {k: v[at_user] for k, v in profiles.items()} | {k: v[at_movie] for k, v in movies.items()},
-            index,
-            {"score": (ratings.rating[:stop] >= movielens.LIKE).astype(np.float32), "rating": ratings.rating[:stop]},
+    train_set = _batches(data, periods.train, preprocessing, batch_size, seed=seed)
+    validation_set = _batches(data, periods.validation, preprocessing, 1024, seed=None)
+    started = time.monotonic()
+    stop = keras.callbacks.EarlyStopping("val_score_auc", mode="max", patience=2, restore_best_weights=True)
+    report = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: print(
+            f"epoch {epoch + 1}/{epochs}  loss {logs['loss']:.4f}  AUC {logs['score_auc']:.4f}  "
+            f"validation AUC {logs['val_score_auc']:.4f}  {time.monotonic() - started:.0f} s",
+            flush=True,
         )
     )
+    ranker.fit(train_set, validation_data=validation_set, epochs=epochs, verbose=0, callbacks=[stop, report])
+    return Serving(*preprocessing, ranker), time.monotonic() - started
 
-    def with_history(row: dict[str, tf.Tensor], steps: tf.Tensor, labels: dict[str, tf.Tensor]) -> tuple:
-        return row | {"history_movie": tf.gather(movie, steps), "history_genres": tf.gather(genres, steps)}, labels
 
-    return base.shuffle(stop, reshuffle_each_iteration=True).batch(_BATCH).map(with_history).prefetch(2)
+def evaluate(serving: "Serving", data: MovieLens, period: Period) -> float:
+    """The AUC of `score` over all rows of `movielens.labelled_requests`, through the serving signature."""
+    import tensorflow as tf
+
+    likes, scores = [], []
+    for labelled in movielens.labelled_requests(data, period):
+        features = {name: tf.constant(value) for name, value in labelled.request.features.items()}
+        scores.append(serving.serve(features)["score"].numpy())
+        likes.append(labelled.like)
+    return movielens.auc(np.concatenate(likes), np.concatenate(scores))
+
+
+def save(serving: "Serving", out: Path) -> None:
+    """Writes the SavedModel beside `out` and renames it into place, replacing what was there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        serving.save(str(new))
+        if out.exists():
+            os.rename(out, old)
+        os.rename(new, out)
+
+
+def _batches(
+    data: MovieLens,
+    period: Period,
+    preprocessing: "tuple[keras.Model, keras.Model]",
+    batch_size: int,
+    seed: int | None,
+) -> "tf.data.Dataset":
+    """Preprocessed (features, labels) batches of one period.
+
+    With a seed: for training, shuffled, each row's history as of that row. Without: for evaluation, in order, with
+    histories as of the start of the period, as `movielens.labelled_requests` defines it.
+    """
+    import tensorflow as tf
+
+    user_preprocessing, movie_preprocessing = preprocessing
+    ratings = data.interactions
+    user_id, movie_id = ratings.user_id[period.rows], ratings.movie_id[period.rows]
+    before = ratings.timestamp[period.rows] if seed is not None else np.full(len(period.rows), period.start)
+    user_at = np.searchsorted(data.users.id, user_id)
+    rows = {
+        "user_id": user_id,
+        "user_age": data.users.age[user_at],
+        "user_gender": data.users.gender[user_at],
+        "user_occupation": data.users.occupation[user_at],
+        "user_zip_code": data.users.zip_code[user_at],
+        "history_movie_id": movielens.histories(data, user_id, before),
+        **movielens.candidate_features(data, movie_id),
+    }
+    if seed is not None:
+        # Most users of a later period are new: some rows must teach the model what to say about an unseen one.
+        unseen = np.random.default_rng(seed).random(len(user_id)) < UNSEEN_USER_FRACTION
+        rows["user_id"] = np.where(unseen, UNSEEN_USER, user_id)
+    rating = ratings.rating[period.rows]
+    labels = {"score": (rating >= movielens.LIKE_THRESHOLD).astype(np.float32), "rating": rating}
+
+    # Genre names of all histories at once would take gigabytes; they are gathered batch by batch.
+    known_ids = np.arange(data.movies.id[-1] + 1) * np.isin(np.arange(data.movies.id[-1] + 1), data.movies.id)
+    genre_names = tf.constant(movielens.movie_genres(data, known_ids))
+
+    def preprocess(features, labels):
+        features = {**features, "history_genres": tf.gather(genre_names, features["history_movie_id"])}
+        user = user_preprocessing({name: features[name] for name in user_preprocessing.input})
+        movie = movie_preprocessing({name: features[name] for name in movie_preprocessing.input})
+        return {**user, **movie}, labels
+
+    dataset = tf.data.Dataset.from_tensor_slices((rows, labels))
+    if seed is not None:
+        dataset = dataset.shuffle(len(user_id), seed=seed)
+    return dataset.batch(batch_size).map(preprocess, num_parallel_calls=2).prefetch(4)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.movielens.train",
+        description="Train the MovieLens 100k ranker (about a minute on two cores) and write it as a SavedModel.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="directory with ml-100k.{inter,item,user}")
+    parser.add_argument("--out", type=Path, required=True, help="the SavedModel directory to write; replaced if there")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over the training rows at most")
+    parser.add_argument("--batch-size", type=int, default=512, help="rows per step")
+    parser.add_argument("--seed", type=int, default=7, help="of initial weights, shuffling and dropout")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import functools
 import math
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 
@@ -26,12 +28,7 @@ _LAST_AXIS = {"concatenate", "broadcast_in_dim", "add", "sub"}
 def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     """Applies the rules to every `dot_general` of a flat jaxpr whose right side is a matrix of weights."""
     producer = {v: eqn for eqn in closed.jaxpr.eqns for v in eqn.outvars}
-    inputs = set(closed.jaxpr.invars)
-    weight_only: dict[Any, bool] = {v: True for v in closed.jaxpr.constvars}
-    for eqn in closed.jaxpr.eqns:
-        known = all(isinstance(v, core.Literal) or (v not in inputs and weight_only[v]) for v in eqn.invars)
-        weight_only.update((v, known) for v in eqn.outvars)
-    weight_only.update((v, False) for v in inputs)
+    weights_of = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
     def source(var: Any) -> core.JaxprEqn | None:
         return None if isinstance(var, core.Literal) else producer.get(var)
@@ -61,7 +58,7 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         """`var @ weights`, with the rules applied; `weights` is `[K, N]`."""
         if not pays(var):
             numbers = (((var.aval.ndim - 1,), (0,)), ((), ()))
-            return lax.dot_general(read(var), weights, numbers, **precision)
+            return lax.dot_general(read(var), jnp.asarray(weights), numbers, **precision)
         eqn = producer[var]
         shape = (*var.aval.shape[:-1], weights.shape[1])
         if eqn.primitive.name == "broadcast_in_dim":
@@ -75,7 +72,7 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         terms, start = [], 0
         for part in eqn.invars:
             width = part.aval.shape[-1]
-            piece = lax.slice_in_dim(weights, start, start + width, axis=0)
+            piece = weights[start : start + width]
             start += width
             producing = source(part)
             if producing is not None and _keeps_last_axis(producing):
@@ -93,10 +90,10 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         lhs, rhs = eqn.invars
         (contract, batch) = eqn.params["dimension_numbers"]
         plain = tuple(map(tuple, contract)) == ((lhs.aval.ndim - 1,), (0,)) and not batch[0]
-        if not plain or rhs.aval.ndim != 2 or not weight_only.get(rhs, False) or not pays(lhs):
+        if not plain or rhs.aval.ndim != 2 or rhs not in weights_of or not pays(lhs):
             return None
         precision = {key: eqn.params[key] for key in ("precision", "preferred_element_type")}
-        return [dot(lhs, read(rhs), read, precision)]
+        return [dot(lhs, np.asarray(weights_of[rhs]), read, precision)]
 
     return retrace(closed, rule)
 
