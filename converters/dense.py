@@ -14,6 +14,9 @@ from converters.savedmodel import SourceModel
 from jaxrank.host_program import BlockColumn
 
 OPSET = 18
+OWN_DOMAIN = "jaxrank"
+# Elementwise TensorFlow ops that ONNX has no name for; they pass through tf2onnx and have their own Flax forms.
+KEPT_OPS = ("Erfc", "Expm1", "Log1p")
 
 
 def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> onnx.ModelProto:
@@ -38,14 +41,25 @@ def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, 
                 opset=OPSET,
                 input_names=inputs,
                 output_names=outputs,
-                custom_op_handlers={"SelectV2": (_select, [])},
+                custom_op_handlers={"SelectV2": (_select, []), **{name: (_keep, []) for name in KEPT_OPS}},
+                extra_opset=[onnx.helper.make_opsetid(OWN_DOMAIN, 1)],
                 continue_on_error=True,
             )
         optimized = tf2onnx.optimizer.optimize_graph(converted)
         proto = optimized.make_model("dense half of a jaxrank bundle")
+        _add_shapes(proto, optimized)
     except Exception as error:  # tf2onnx raises bare ValueErrors and AssertionErrors
         raise ConversionError(f"tf2onnx could not convert the dense half: {error}") from error
     return shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _add_shapes(proto: onnx.ModelProto, graph: Any) -> None:
+    """Shapes that TensorFlow knew; ONNX's inference stops at ops of our own domain."""
+    for node in graph.get_nodes():
+        for name in node.output:
+            shape, dtype = graph.get_shape(name), graph.get_dtype(name)
+            if shape is not None and dtype is not None and all(d is not None and d >= 0 for d in shape):
+                proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
 
 
 def _select(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
@@ -53,6 +67,11 @@ def _select(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
     (https://github.com/onnx/tensorflow-onnx/issues, "Select converted to Mul")."""
     node.type = "Where"
     node.domain = ""
+    return node
+
+
+def _keep(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
+    node.domain = OWN_DOMAIN
     return node
 
 

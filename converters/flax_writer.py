@@ -4,6 +4,7 @@ A product with a constant matrix (and the sum with a constant vector after it) b
 TensorFlow scope; other weights become `nnx.Param`; single numbers are written out; activations are applied in place.
 """
 
+import builtins
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
+from converters.dense import OWN_DOMAIN
 from converters.errors import Unsupported, UnsupportedOpsError
 from converters.names import UniqueNames, identifier, layer_name, scope_parts
 from converters.onnx_ops import OPS, Operand
@@ -36,7 +38,7 @@ class _Module:
     params: dict[str, np.ndarray] = field(default_factory=dict)
     members: UniqueNames = field(default_factory=lambda: UniqueNames(("request", "candidate", "self")))
     locals: UniqueNames = field(
-        default_factory=lambda: UniqueNames(("request", "candidate", "self", "jax", "jnp", "nnx", "concatenate"))
+        default_factory=lambda: UniqueNames(("request", "candidate", "self", "jax", "jnp", "nnx", "concatenate", *dir(builtins)))
     )
     linear_flops: int = 0
 
@@ -128,7 +130,7 @@ class _Writer:
     def _refuse_unknown(self, nodes: list[Any]) -> None:
         missing: list[Unsupported] = []
         for node in nodes:
-            entry = OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            entry = OPS.get(node.op_type) if node.domain in ("", "ai.onnx", OWN_DOMAIN) else None
             if entry is None:
                 advice = "has no Flax form in converters/onnx_ops.py; replace it in the model by supported ops"
                 missing.append(Unsupported(node.name, node.op_type, advice))
@@ -232,11 +234,11 @@ class _Writer:
     def _constant(self, name: str) -> str:
         value = self.constants[name]
         if value.size == 1 and value.ndim <= 1 or value.size == 1 and value.dtype.kind != "f":
-            item = value.reshape(-1)[0].item()
-            # The shortest decimal that is this float32.
-            return str(np.float32(item)) if value.dtype == np.float32 and np.isfinite(item) else _literal(item, value)
+            return _literal(value.reshape(-1)[0].item(), value)
         if value.dtype != np.float32:
             return f"jnp.array({value.tolist()}, jnp.{value.dtype.name}{'_' if value.dtype == bool else ''})"
+        if value.size and (value == value.flat[0]).all():
+            return f"jnp.full({tuple(value.shape)}, {_literal(value.flat[0].item(), value)})"
         if name not in self.param_of:
             member = self.module.members.take(identifier("_".join(scope_parts(name.split(":")[0])[-2:])))
             self.param_of[name] = member
@@ -330,6 +332,8 @@ def _closes_at_end(text: str) -> bool:
 def _literal(item: Any, value: np.ndarray) -> str:
     if value.dtype.kind == "f" and not np.isfinite(item):
         return "jnp.nan" if np.isnan(item) else ("jnp.inf" if item > 0 else "-jnp.inf")
+    if value.dtype == np.float32:
+        return str(np.float32(item))  # the shortest decimal that is this float32
     return repr(item)
 
 

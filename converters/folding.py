@@ -15,8 +15,8 @@ _RESHAPES = {"Reshape", "Squeeze", "ExpandDims"}
 
 
 def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -> tuple[Any, dict[str, Any]]:
-    """Builds the graph again, op by op, in data-flow order, without ops that pass their input through (unless
-    `keep_identities`).
+    """Builds the graph again, op by op, in data-flow order, each computation once, without ops that pass their input
+    through (unless `keep_identities`).
 
     Returns:
         The new `tf.Graph`, in which every shape that can be known is known, and for every source node that some output
@@ -25,6 +25,7 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
     nodes = {node.name: node for node in graph_def.node}
     graph = tf.Graph()
     values: dict[str, list[Any]] = {}
+    made: dict[Any, list[Any]] = {}
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         for node in _data_flow_order(nodes, [name.split(":")[0] for name in outputs]):
             inputs = [_value(values, text) for text in node.input if not text.startswith("^")]
@@ -33,9 +34,22 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
                 values[node.name] = [unchanged]
                 continue
             known = _known_value(node, inputs, session, graph_def.library)
-            made = import_node(node, inputs, graph_def.library) if known is None else known
-            values[node.name] = [_reshaped_back(tensor) for tensor in made]
+            if known is None:
+                key = _identity(node, inputs)
+                if key not in made:
+                    made[key] = [_reshaped_back(t) for t in import_node(node, inputs, graph_def.library)]
+                values[node.name] = made[key]
+            else:
+                values[node.name] = known
     return graph, {name: tensors[0].op for name, tensors in values.items() if tensors}
+
+
+def _identity(node: Any, inputs: list[Any]) -> Any:
+    """Equal for two nodes that compute the same; a node's name for those that stand for themselves."""
+    if node.op in _NEVER_FOLD or not inputs and node.op != "Const":
+        return node.name
+    attributes = {k: v.SerializeToString(deterministic=True) for k, v in node.attr.items() if not k.startswith("_")}
+    return node.op, tuple(t.name for t in inputs), tuple(sorted(attributes.items()))
 
 
 def _value(values: dict[str, list[Any]], text: str) -> Any:

@@ -91,6 +91,9 @@ for _name, _function in {
     "Sqrt": "jnp.sqrt",
     "Tanh": "jnp.tanh",
     "Erf": "jax.scipy.special.erf",
+    "Erfc": "jax.scipy.special.erfc",
+    "Expm1": "jnp.expm1",
+    "Log1p": "jnp.log1p",
     "Where": "jnp.where",
     "MatMul": "jnp.matmul",
 }.items():

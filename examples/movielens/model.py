@@ -1,7 +1,7 @@
 """The ranker: Keras preprocessing, target attention over the history, two heads; and its serving signature.
 
-Two parts, as Keras models with lookups usually are. The *preprocessing* models turn raw features into indices and
-multi-hot floats (string work: on the CPU, in tf.data while training); the *ranker* is everything trainable.
+Two parts, as Keras models with lookups usually are. The *preprocessing* models turn raw features into indices
+and multi-hot floats (string work: on the CPU, in tf.data while training); the *ranker* is all that is trained.
 
 Shapes below write B for rows (training rows, or candidates), H for history steps and G for known genres.
 """
@@ -90,9 +90,10 @@ class Standardize(layers.Layer):
 
 
 class TargetAttention(layers.Layer):
-    """Pools a history by how relevant each step is to the candidate (Zhou et al., Deep Interest Network, 2018).
+    """Pools a history by each step's relevance to the candidate (Zhou et al., Deep Interest Network, 2018).
 
-    Per step: `softmax(dense(1)(dense(units)([q, k, q - k, q * k])))` over the real steps. An empty history pools to 0.
+    Weights: `softmax(dense(1)(dense(units)([q, k, q - k, q * k])))` over the real steps. An empty history pools
+    to 0.
     """
 
     def __init__(self, units: int, **kwargs):
@@ -100,27 +101,30 @@ class TargetAttention(layers.Layer):
         self.hidden = layers.Dense(units, activation="relu", name="target_attention_hidden")
         self.score = layers.Dense(1, name="target_attention_score")
 
-    def build(self, candidate_shape, history_shape, mask_shape):
+    def build(self, candidate_shape, history_shape, is_step_shape):
         self.hidden.build((*history_shape[:-1], 4 * history_shape[-1]))
         self.score.build((*history_shape[:-1], self.hidden.units))
 
-    def call(self, candidate, history, mask):
-        """candidate [B, D], history [B, H, D], mask [B, H] bool (true for a real step) -> [B, D]."""
+    def call(self, candidate, history, is_step):
+        """candidate [B, D], history [B, H, D], is_step [B, H] bool (false for padding) -> [B, D]."""
         query = ops.broadcast_to(ops.expand_dims(candidate, 1), ops.shape(history))
         pairs = ops.concatenate([query, history, query - history, query * history], axis=-1)
         scores = ops.squeeze(self.score(self.hidden(pairs)), -1)
-        weights = ops.softmax(ops.where(mask, scores, -1e9), axis=-1)
-        # Without a real step softmax spreads over the padding; the mask takes that away again.
-        weights = weights * ops.cast(mask, weights.dtype)
+        weights = ops.softmax(ops.where(is_step, scores, -1e9), axis=-1)
+        # Without a real step softmax spreads over the padding; is_step takes that away again.
+        weights = weights * ops.cast(is_step, weights.dtype)
         return ops.sum(ops.expand_dims(weights, -1) * history, axis=1)
 
 
 def build_preprocessing(vocabularies: Vocabularies) -> tuple[keras.Model, keras.Model]:
-    """Two models from raw features (dicts of [B, ...]) to the ranker's inputs: the user's side and the movies' side."""
-    movie_lookup = layers.IntegerLookup(vocabulary=vocabularies.movie_id, mask_token=0, name="movie_id_lookup")
+    """The user's and the movies' side: two models from raw features (dicts of [B, ...]) to the ranker's inputs."""
+    movie_lookup = layers.IntegerLookup(
+        vocabulary=vocabularies.movie_id, mask_token=0, name="movie_id_lookup"
+    )
     genre_lookup = layers.StringLookup(vocabulary=vocabularies.genre, mask_token="", name="genre_lookup")
     raw = {
-        name: keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=name) for name, spec in RAW_SIGNATURE.items()
+        name: keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=name)
+        for name, spec in RAW_SIGNATURE.items()
     }
 
     def lookup(feature: str, layer: type, vocabulary: list, mask_token):
@@ -133,7 +137,9 @@ def build_preprocessing(vocabularies: Vocabularies) -> tuple[keras.Model, keras.
         "zip_code": layers.Hashing(ZIP_CODE_BUCKETS, name="user_zip_code_hash")(raw["user_zip_code"]),
         "age": raw["user_age"],
         "history_movie": movie_lookup(raw["history_movie_id"]),
-        "history_genres": MultiHotGenres(genre_lookup, name="history_genres_multi_hot")(raw["history_genres"]),
+        "history_genres": MultiHotGenres(genre_lookup, name="history_genres_multi_hot")(
+            raw["history_genres"]
+        ),
     }
     movie = {
         "movie": movie_lookup(raw["movie_id"]),
@@ -188,7 +194,8 @@ class Ranker(keras.Model):
         history = self._item(inputs["history_movie"], inputs["history_genres"])
         pooled = self.attention(item, history, inputs["history_movie"] != PADDING)
 
-        x = ops.concatenate([*user, pooled, item, item * pooled, self.release_year(inputs["release_year"])], axis=-1)
+        year = self.release_year(inputs["release_year"])
+        x = ops.concatenate([*user, pooled, item, item * pooled, year], axis=-1)
         x = self.mlp_1_norm(self.mlp_1(x), training=training)
         x = self.mlp_1_dropout(x, training=training)
         x = self.mlp_2_dropout(self.mlp_2(x), training=training)

@@ -1,0 +1,52 @@
+"""The `jaxrank` command: one file for each subcommand. TensorFlow, JAX and the server are imported only by the command that
+uses them."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from jaxrank.cli.compile import compile_command
+from jaxrank.cli.convert import convert_command
+from jaxrank.cli.inspect import inspect_command
+from jaxrank.cli.serve import serve
+from jaxrank.errors import JaxrankError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, serve.",
+)
+
+
+def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that jaxrank raises on purpose are messages, not tracebacks."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except JaxrankError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
+            print(error, file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _EXTRAS:
+                raise
+            extra = _EXTRAS[(error.name or "").split(".")[0]]
+            print(f"error: {error.name} is not installed; run: pip install 'jaxrank[{extra}]'", file=sys.stderr)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+_EXTRAS = {"tensorflow": "convert", "tf2onnx": "convert", "onnx": "convert", "jax": "compile", "flax": "compile"}
+
+app.command("convert")(_reporting_errors(convert_command))
+app.command("compile")(_reporting_errors(compile_command))
+app.command("inspect")(_reporting_errors(inspect_command))
+app.command("serve")(_reporting_errors(serve))
