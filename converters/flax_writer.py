@@ -57,7 +57,7 @@ def write_flax(
     path = bundle / MODEL
     path.write_text(writer.source(outputs, source))
     subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--quiet", "--line-length", "110", "--isolated", str(path)], check=False
+        [sys.executable, "-m", "ruff", "format", "--quiet", "--line-length", "110", "--isolated", str(path)], check=True
     )
     return writer.module.linear_flops
 
@@ -269,8 +269,8 @@ class _Writer:
         body = "\n        ".join(self.module.body)
         return f'''"""{source}, dense half. Written by `jaxrank convert`; yours to edit and train further.
 
-`Ranker` scores rows: with one request row and N candidate rows, `jax.vmap` over the candidates (see `jaxrank.flax_module`)
-computes what depends on the request once. Weights are in `params.safetensors`, by attribute name.
+`Ranker` scores rows: one request row, or one for each candidate, against N candidate rows. `jaxrank.load_flax`
+gives it the weights of `params.safetensors`, by attribute name.
 """
 
 from typing import NamedTuple

@@ -40,7 +40,7 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
                     made[key] = [_reshaped_back(t) for t in import_node(node, inputs, graph_def.library)]
                 values[node.name] = made[key]
             else:
-                values[node.name] = known
+                values[node.name] = [made.setdefault(_identity(t.op.node_def, []), [t])[0] for t in known]
     return graph, {name: tensors[0].op for name, tensors in values.items() if tensors}
 
 

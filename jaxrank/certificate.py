@@ -42,12 +42,19 @@ def certify(
     """Compares found outputs with the recorded ones, request by request.
 
     Raises `CertificateError` naming the first output beyond the tolerance; a NaN is beyond every tolerance unless TensorFlow
-    gives one in the same place.
+    gives one in the same place. Examples on which TensorFlow's output never changes are refused: they prove nothing.
     """
     groups: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
     for example, outputs in zip(examples, found, strict=True):
         for name, expected in example.outputs.items():
             groups.setdefault((name, example.rows), []).append((expected, outputs[name]))
+    for name in {name for name, _ in groups}:
+        seen = np.concatenate([e.ravel() for (n, _), pairs in groups.items() if n == name for e, _ in pairs])
+        if seen.size > 1 and np.ptp(seen) == 0:
+            raise CertificateError(
+                f"TensorFlow's output {name!r} is the same, {seen[0]}, on all {seen.size} example rows, which proves nothing; "
+                "give recorded requests with --examples"
+            )
     results = []
     for (name, rows), pairs in sorted(groups.items()):
         for expected, actual in pairs:

