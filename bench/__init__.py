@@ -1,0 +1,1 @@
+"""Measurements: every figure comes from a command in this repository and is written by `results.py` to `bench/results/`."""

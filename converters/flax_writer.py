@@ -240,7 +240,7 @@ class _Writer:
         if value.size and (value == value.flat[0]).all():
             return f"jnp.full({tuple(value.shape)}, {_literal(value.flat[0].item(), value)})"
         if name not in self.param_of:
-            member = self.module.members.take(identifier("_".join(scope_parts(name.split(":")[0])[-2:])))
+            member = self.module.members.take(_param_name(name))
             self.param_of[name] = member
             self.module.layers.append(f"self.{member} = nnx.Param(jnp.zeros({tuple(value.shape)}))")
             self.module.params[member] = np.ascontiguousarray(value)
@@ -309,6 +309,11 @@ def _inputs_class(scope: str, columns: list[BlockColumn]) -> str:
             *(fields or ["    pass"]),
         ]
     )
+
+
+def _param_name(name: str) -> str:
+    parts = scope_parts(name.split(":")[0].split("__")[0])
+    return identifier("_".join([layer_name("/".join(parts)), *parts[-1:]]) if len(parts) > 1 else parts[-1])
 
 
 def _value_name(node: Any) -> str:

@@ -18,17 +18,18 @@ from examples.movielens.data import HISTORY_LENGTH, MAX_GENRES, MovieLens, Perio
 ZIP_CODE_BUCKETS = 1000
 PADDING = 0  # the index that IntegerLookup and StringLookup give to their mask token
 
+# The specs are named, or else the exported inputs would be called features, features_1, ...
 RAW_SIGNATURE = {
-    "user_id": tf.TensorSpec([1], tf.int64),
-    "user_age": tf.TensorSpec([1], tf.float32),
-    "user_gender": tf.TensorSpec([1], tf.string),
-    "user_occupation": tf.TensorSpec([1], tf.string),
-    "user_zip_code": tf.TensorSpec([1], tf.string),
-    "history_movie_id": tf.TensorSpec([1, HISTORY_LENGTH], tf.int64),
-    "history_genres": tf.TensorSpec([1, HISTORY_LENGTH, MAX_GENRES], tf.string),
-    "movie_id": tf.TensorSpec([None], tf.int64),
-    "movie_release_year": tf.TensorSpec([None], tf.float32),
-    "movie_genres": tf.TensorSpec([None, MAX_GENRES], tf.string),
+    "user_id": tf.TensorSpec([1], tf.int64, "user_id"),
+    "user_age": tf.TensorSpec([1], tf.float32, "user_age"),
+    "user_gender": tf.TensorSpec([1], tf.string, "user_gender"),
+    "user_occupation": tf.TensorSpec([1], tf.string, "user_occupation"),
+    "user_zip_code": tf.TensorSpec([1], tf.string, "user_zip_code"),
+    "history_movie_id": tf.TensorSpec([1, HISTORY_LENGTH], tf.int64, "history_movie_id"),
+    "history_genres": tf.TensorSpec([1, HISTORY_LENGTH, MAX_GENRES], tf.string, "history_genres"),
+    "movie_id": tf.TensorSpec([None], tf.int64, "movie_id"),
+    "movie_release_year": tf.TensorSpec([None], tf.float32, "movie_release_year"),
+    "movie_genres": tf.TensorSpec([None, MAX_GENRES], tf.string, "movie_genres"),
 }
 
 

@@ -182,9 +182,19 @@ def _parse_arguments() -> argparse.Namespace:
         description="Train the MovieLens 100k ranker (under a minute on two cores) and save it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="directory with ml-100k.{inter,item,user}")
     parser.add_argument(
-        "--out", type=Path, required=True, help="SavedModel directory to write; replaced if present"
+        "--data",
+        type=Path,
+        required=True,
+        help="directory with ml-100k.{inter,item,user}",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="SavedModel directory to write; replaced if present",
+        default=argparse.SUPPRESS,
     )
     parser.add_argument("--epochs", type=int, default=4, help="passes over the training rows at most")
     parser.add_argument("--batch-size", type=int, default=512, help="rows per step")

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
+from jaxrank.host_program import HostProgram
 from jaxrank.manifest import Manifest
 from serving.errors import InvalidRequestError
 from serving.host.lookups import open_table, open_vocabulary
@@ -38,6 +39,7 @@ class HostProgramRunner:
             vocabularies={v.name: open_vocabulary(bundle, v) for v in manifest.vocabularies},
         )
         self._attrs = [_decode(o.attrs) for o in self.program.operators]
+        self._raw = _raw_features(self.program)
         self._candidate_inputs = [t.name for t in manifest.signature.inputs if t.scope == "candidate"]
 
     def run(self, features: Mapping[str, np.ndarray]) -> FeatureBlocks:
@@ -55,13 +57,22 @@ class HostProgramRunner:
             try:
                 values[operator.output] = OPERATORS[operator.op](self._lookups, *inputs, **attrs)
             except InvalidRequestError as error:
-                raise InvalidRequestError(f"{operator.output} ({operator.name}): {error}") from error
+                raw = ", ".join(map(repr, sorted(self._raw[operator.output])))
+                raise InvalidRequestError(f"feature {raw}: {error}") from error
         rows = {"request": 1, "candidate": len(features[self._candidate_inputs[0]])}
         blocks = {scope: np.empty((n, self.program.width(scope)), np.float32) for scope, n in rows.items()}
         for column in self.program.columns:
             value = values[column.tensor].reshape(rows[column.scope], -1)
             blocks[column.scope][:, column.offset : column.offset + value.shape[1]] = value
         return FeatureBlocks(**blocks)
+
+
+def _raw_features(program: HostProgram) -> dict[str, set[str]]:
+    """The model inputs that each operator's output is made from."""
+    raw: dict[str, set[str]] = {}
+    for operator in program.operators:
+        raw[operator.output] = set().union(*(raw.get(name, {name}) for name in operator.inputs))
+    return raw
 
 
 def _decode(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,13 +68,15 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
     sent = getattr(tensor, field)
     _check_count(feature, len(sent), size, shape)
-    try:
-        if tensor.dtype == pb.DT_HALF:
-            values = np.asarray(sent, np.uint16).view(np.float16)
-        else:
-            values = np.asarray(sent, dtype)
-    except OverflowError as error:
-        raise InvalidRequestError(f"feature {feature!r} has a value outside of {dtype.name}: {error}") from error
+    if tensor.dtype == pb.DT_HALF:
+        values = np.asarray(sent, np.int32).astype(np.uint16).view(np.float16)
+    elif field == "int_val":
+        wide = np.asarray(sent, np.int32)
+        values = wide.astype(dtype)
+        if (values != wide).any():
+            raise InvalidRequestError(f"feature {feature!r} has a value outside of {dtype.name}")
+    else:
+        values = np.asarray(sent, dtype)
     if len(values) < size:
         filled = np.zeros(size, dtype)
         filled[: len(values)] = values

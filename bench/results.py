@@ -1,0 +1,63 @@
+"""Results as data: one JSON file for each suite, with what was measured, where, and by which command."""
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+_PACKAGES = ("jaxrank", "tensorflow", "jax", "iree-base-runtime", "grpcio", "numpy")
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured value; `lo` and `hi` bound the middle 90% of `runs` where there was more than one."""
+
+    name: str
+    value: float
+    unit: str
+    lo: float | None = None
+    hi: float | None = None
+    runs: int = 1
+    note: str = ""
+
+
+class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure that could not be taken, and why."""
+
+    name: str
+    why: str
+
+
+def write_results(
+    path: Path, suite: str, command: str, figures: Sequence[Figure], not_measured: Sequence[NotMeasured] = ()
+) -> None:
+    """Writes one suite's file in one step."""
+    document = {
+        "suite": suite,
+        "command": command,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "figures": list(figures),
+        "not_measured": list(not_measured),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_suffix(".tmp")
+    work.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    work.rename(path)
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

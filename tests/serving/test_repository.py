@@ -1,0 +1,159 @@
+"""Versions that come, go and are damaged while the server runs."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jaxrank import bundle as files
+from jaxrank.errors import BundleError
+from serving.errors import ModelNotFoundError, ModelUnavailableError
+from serving.model import Model
+from serving.repository import ModelRepository
+from tests import models
+
+REQUEST = models.ranker_request(3, 0)
+
+
+@pytest.fixture
+def models_dir(ranker_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(ranker_bundle, tmp_path / "ranker" / "1")
+    return tmp_path
+
+
+@pytest.fixture
+def repository(models_dir: Path) -> ModelRepository:
+    repository = ModelRepository(models_dir)
+    repository.scan()
+    return repository
+
+
+def _eventually(condition: Callable[[], bool]) -> bool:
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_highest_version_is_served(repository: ModelRepository, models_dir: Path, ranker_bundle: Path) -> None:
+    shutil.copytree(ranker_bundle, models_dir / "ranker" / "12")
+    shutil.copytree(ranker_bundle, models_dir / "ranker" / "9")
+    repository.scan()
+    assert repository.loaded() == {"ranker": 12}
+    with repository.lend("ranker") as (model, version):
+        assert version == 12
+        assert set(model.predict(REQUEST)) == {"click", "watch"}
+    with pytest.raises(ModelNotFoundError, match="no version 9; version 12 is served"), repository.lend("ranker", 9):
+        pass
+
+
+def test_a_flipped_bit_keeps_the_previous_version(
+    repository: ModelRepository, models_dir: Path, ranker_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file in turn: the log names it, and version 1 still answers."""
+    manifest = files.read_manifest(ranker_bundle)
+    for number, name in enumerate(sorted(manifest.files), start=2):
+        version = models_dir / "ranker" / str(number)
+        shutil.copytree(ranker_bundle, version)
+        data = bytearray((version / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (version / name).write_bytes(data)
+        with caplog.at_level(logging.ERROR):
+            caplog.clear()
+            repository.scan()
+        assert name in caplog.text and "version 1 keeps serving" in caplog.text
+        assert repository.loaded() == {"ranker": 1}
+        shutil.rmtree(version)
+    with repository.lend("ranker") as (model, _):
+        assert set(model.predict(REQUEST)) == {"click", "watch"}
+
+
+def test_a_damaged_manifest(models_dir: Path, ranker_bundle: Path, repository: ModelRepository) -> None:
+    version = models_dir / "ranker" / "2"
+    shutil.copytree(ranker_bundle, version)
+    text = (version / files.MANIFEST).read_bytes()
+    for broken in (text[: len(text) // 2], b"[]", text.replace(b'"schema_version": 1', b'"schema_version": 99', 1)):
+        (version / files.MANIFEST).write_bytes(broken)
+        repository.scan()
+        assert repository.loaded() == {"ranker": 1}
+
+
+def test_a_repaired_version_is_tried_again(models_dir: Path, ranker_bundle: Path, repository: ModelRepository) -> None:
+    version = models_dir / "ranker" / "2"
+    shutil.copytree(ranker_bundle, version)
+    (version / files.HOST_PROGRAM).write_bytes(b"{}")
+    repository.scan()
+    assert repository.loaded() == {"ranker": 1}
+    shutil.rmtree(version)
+    repository.scan()
+    shutil.copytree(ranker_bundle, version)
+    repository.scan()
+    assert repository.loaded() == {"ranker": 2}
+
+
+def test_only_a_broken_version(tmp_path: Path, ranker_bundle: Path) -> None:
+    shutil.copytree(ranker_bundle, tmp_path / "ranker" / "1")
+    (tmp_path / "ranker" / "1" / files.HOST_PROGRAM).write_bytes(b"{}")
+    repository = ModelRepository(tmp_path)
+    repository.scan()
+    with pytest.raises(ModelUnavailableError, match=r"no version that loads \(tried \[1\]\)"), repository.lend("ranker"):
+        pass
+
+
+def test_a_removed_model_is_unloaded(repository: ModelRepository, models_dir: Path) -> None:
+    shutil.rmtree(models_dir / "ranker")
+    repository.scan()
+    assert repository.loaded() == {}
+    with pytest.raises(ModelNotFoundError, match="models: none"), repository.lend("ranker"):
+        pass
+
+
+def test_a_lent_version_stays_open_until_it_is_back(
+    repository: ModelRepository, models_dir: Path, ranker_bundle: Path
+) -> None:
+    with repository.lend("ranker") as (old, version):
+        shutil.copytree(ranker_bundle, models_dir / "ranker" / "2")
+        repository.scan()
+        assert repository.loaded() == {"ranker": 2}
+        assert version == 1
+        assert set(old.predict(REQUEST)) == {"click", "watch"}
+    with pytest.raises(RuntimeError):
+        old.predict(REQUEST)
+
+
+def test_watching(models_dir: Path, ranker_bundle: Path, repository: ModelRepository) -> None:
+    repository.watch(0.05)
+    shutil.copytree(ranker_bundle, models_dir / ".half" / "1")
+    shutil.move(models_dir / ".half", models_dir / "other")
+    assert _eventually(lambda: repository.loaded() == {"other": 1, "ranker": 1})
+    repository.close()
+    assert repository.loaded() == {}
+
+
+def test_odd_directories_are_ignored(models_dir: Path, ranker_bundle: Path) -> None:
+    for name in ("ranker/latest", "ranker/.2", "ranker/-3", ".hidden/1"):
+        shutil.copytree(ranker_bundle, models_dir / name)
+    (models_dir / "notes.txt").write_text("")
+    (models_dir / "empty").mkdir()
+    repository = ModelRepository(models_dir)
+    repository.scan()
+    assert repository.loaded() == {"ranker": 1}
+
+
+def test_a_target_that_was_not_compiled(ranker_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="not compiled for 'cuda:sm_86' .it has: cpu, cuda:sm_80, vulkan"):
+        Model.load(ranker_bundle, target="cuda:sm_86")
+
+
+def test_a_manifest_cannot_point_outside(ranker_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(ranker_bundle, tmp_path / "b")
+    manifest = files.read_manifest(tmp_path / "b")
+    outside = msgspec.structs.replace(manifest, files={**manifest.files, "../../etc/passwd": "0"})
+    files.write_json(tmp_path / "b" / files.MANIFEST, outside)
+    with pytest.raises(BundleError, match="outside of the bundle"):
+        Model.load(tmp_path / "b")
