@@ -1,0 +1,45 @@
+"""The generated messages are those of the .proto files, and their numbers are the public ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+from tensorflow.core.framework import tensor_pb2 as tf_tensor
+from tensorflow.core.framework import tensor_shape_pb2 as tf_shape
+from tensorflow.core.framework import types_pb2 as tf_types
+from tensorflow.core.protobuf import meta_graph_pb2 as tf_meta
+
+from serving.wire import tensor_pb2
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_generated_code_is_current(tmp_path: Path) -> None:
+    protos = ["serving/wire/tensor.proto", "serving/wire/predict.proto"]
+    outputs = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True)
+    for made in tmp_path.rglob("*_pb2.py*"):
+        assert made.read_text() == (ROOT / made.relative_to(tmp_path)).read_text(), "run `make proto`"
+
+
+@pytest.mark.parametrize(
+    ("ours", "public"),
+    [
+        (tensor_pb2.TensorProto.DESCRIPTOR, tf_tensor.TensorProto.DESCRIPTOR),
+        (tensor_pb2.TensorShapeProto.DESCRIPTOR, tf_shape.TensorShapeProto.DESCRIPTOR),
+        (tensor_pb2.TensorShapeProto.Dim.DESCRIPTOR, tf_shape.TensorShapeProto.Dim.DESCRIPTOR),
+        (tensor_pb2.TensorInfo.DESCRIPTOR, tf_meta.TensorInfo.DESCRIPTOR),
+        (tensor_pb2.SignatureDef.DESCRIPTOR, tf_meta.SignatureDef.DESCRIPTOR),
+    ],
+)
+def test_field_numbers_are_the_public_ones(ours: Descriptor, public: Descriptor) -> None:
+    for field in ours.fields:
+        other = public.fields_by_name[field.name]
+        assert (field.number, field.type, field.is_repeated) == (other.number, other.type, other.is_repeated)
+
+
+def test_dtype_numbers_are_the_public_ones() -> None:
+    for name, value in tensor_pb2.DataType.items():
+        assert tf_types.DataType.Value(name) == value

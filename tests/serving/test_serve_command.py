@@ -1,0 +1,97 @@
+"""`jaxrank serve` as a process: ready line, Ctrl-C that drains and exits 0, and refusals to start."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.client import PredictClient
+from tests import models
+
+JAXRANK = str(Path(sys.executable).parent / "jaxrank")
+
+
+@pytest.fixture
+def process(models_dir: Path) -> Iterator[subprocess.Popen]:
+    command = [JAXRANK, "serve", str(models_dir), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def _address(process: subprocess.Popen) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"serving on (\S+): ranker version 3", line):
+            return found.group(1)
+    raise AssertionError("the server never said that it serves")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_and_exits_0(process: subprocess.Popen, number: signal.Signals) -> None:
+    """A request that is running when the signal comes is answered."""
+    client = PredictClient(_address(process))
+    answers: list[dict] = []
+    features = models.ranker_request(5000, 1)
+    client.predict("ranker", features)
+    thread = threading.Thread(target=lambda: answers.append(client.predict("ranker", features)))
+    thread.start()
+    process.send_signal(number)
+    thread.join(20)
+    assert process.wait(20) == 0
+    # The signal may win the race with the request's arrival; an answer that came is whole.
+    assert all(len(a["click"]) == 5000 for a in answers)
+
+
+def test_requests_in_flight_are_answered(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` while a request is inside the model: it is answered in full before the server is gone."""
+    from serving.grpc_server import Server, ServerOptions
+    from serving.model import Model
+
+    inside, go_on = threading.Event(), threading.Event()
+    predict = Model.predict
+
+    def slow(self: Model, *arguments: object) -> dict:
+        inside.set()
+        assert go_on.wait(20)
+        return predict(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "predict", slow)
+    server = Server(ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0))
+    client = PredictClient(server.address)
+    answers: list[dict] = []
+    request = threading.Thread(
+        target=lambda: answers.append(client.predict("ranker", models.ranker_request(9, 1), timeout=30))
+    )
+    request.start()
+    assert inside.wait(20)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    go_on.set()
+    stopping.join(20)
+    request.join(20)
+    assert len(answers) == 1 and len(answers[0]["click"]) == 9
+
+
+def test_a_port_in_use(models_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [JAXRANK, "serve", str(models_dir), "--host", "127.0.0.1", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_models_directory(tmp_path: Path) -> None:
+    done = subprocess.run([JAXRANK, "serve", str(tmp_path / "no")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "is not a directory; it must hold <model>/<version>/ bundles" in done.stderr

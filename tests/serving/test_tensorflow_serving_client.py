@@ -1,0 +1,63 @@
+"""The official client package, `tensorflow-serving-api`, against our server, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.conftest import CACHE
+
+_CLIENT = """
+import sys
+import grpc, numpy as np, tensorflow as tf
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+address, given, result = sys.argv[1:]
+stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(address))
+request = predict_pb2.PredictRequest()
+request.model_spec.name = "ranker"
+request.model_spec.signature_name = "serving_default"
+with np.load(given) as stored:
+    for name, value in stored.items():
+        value = value.astype(object) if value.dtype.kind == "S" else value
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+response = stub.Predict(request, 30)
+np.savez(result, **{name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()})
+assert response.model_spec.version.value == 3
+
+request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+request.model_spec.name = "ranker"
+metadata = stub.GetModelMetadata(request, 30).metadata["signature_def"]
+signatures = get_model_metadata_pb2.SignatureDefMap()
+assert metadata.Unpack(signatures)
+assert sorted(signatures.signature_def["serving_default"].outputs) == ["click", "watch"]
+"""
+
+
+@pytest.fixture(scope="module")
+def client_packages() -> Path:
+    """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test environment."""
+    target = CACHE / "tensorflow-serving-api"
+    if not (target / "tensorflow_serving").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+        subprocess.run([*command, "tensorflow-serving-api==2.20.0"], check=True)
+    return target
+
+
+def test_the_official_client(
+    client_packages: Path, address: str, ranker_saved_model: Path, tmp_path: Path
+) -> None:
+    """Its own messages, its own tensors, our scores equal to TensorFlow's."""
+    features = models.ranker_request(120, 77)
+    arrays = {k: v.astype("S") if v.dtype == object else v for k, v in features.items()}
+    np.savez(tmp_path / "in.npz", **arrays)
+    command = [sys.executable, "-c", _CLIENT, address, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    environment = {"PYTHONPATH": str(client_packages), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"}
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    expected = models.tensorflow_outputs(ranker_saved_model, features)
+    with np.load(tmp_path / "out.npz") as found:
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5)
