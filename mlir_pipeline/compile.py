@@ -46,20 +46,18 @@ def compile_bundle(
         towers = trace(work)
         context = ir.Context()
         module = lower(towers, context)
+        with_weights = _legalized(ir.Module.parse(str(module), context))
         weights = externalize_weights(module)
         (work / files.WEIGHTS).unlink(missing_ok=True)
         if weights:
             save_archive_file(weights, str(work / files.WEIGHTS))
         (work / files.DENSE).write_text(str(module))
-        for operation in module.body.operations:
-            if operation.operation.name == "func.func":
-                legalize_dynamism(operation.operation)
-        if not module.operation.verify():
-            raise CompileError("the legalized module is not valid MLIR; please report this model")
+        by_reference = _legalized(module)
         compiled = {t.name: t for t in manifest.targets}
         for target in wanted:
             progress(f"compiling for {target.name}")
-            compiled[target.name] = _compile(str(module), target, work)
+            text = with_weights if target.inline_weights else by_reference
+            compiled[target.name] = _compile(text, target, work)
         previous = manifest.flops
         source = previous.source_per_candidate if previous else 0
         manifest = replace(
@@ -101,6 +99,15 @@ def check(bundle: Path, target: str) -> Certificate:
         return certify(target, examples, [model.predict(e.features) for e in examples])
     finally:
         model.close()
+
+
+def _legalized(module: ir.Module) -> str:
+    for operation in module.body.operations:
+        if operation.operation.name == "func.func":
+            legalize_dynamism(operation.operation)
+    if not module.operation.verify():
+        raise CompileError("the legalized module is not valid MLIR; please report this model")
+    return str(module)
 
 
 def _compile(module: str, target: IreeTarget, work: Path) -> Target:

@@ -139,3 +139,8 @@ def call(function: object, features: dict[str, np.ndarray]) -> dict[str, np.ndar
             value = np.repeat(value, rows, axis=0)
         tensors[name] = tf.constant(value, dtype=spec.dtype)
     return {name: value.numpy() for name, value in function(**tensors).items()}  # type: ignore[operator]
+
+
+def as_npz(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Features as arrays that `np.savez` writes without pickle: strings as NumPy byte strings."""
+    return {k: v.astype("S") if v.dtype == object else v for k, v in features.items()}

@@ -46,8 +46,7 @@ def test_serving_without_tensorflow_and_jax(
     (tmp_path / "models" / "ranker").mkdir(parents=True)
     (tmp_path / "models" / "ranker" / "1").symlink_to(ranker_bundle)
     features = models.ranker_request(50, 8)
-    arrays = {k: v.astype("S") if v.dtype == object else v for k, v in features.items()}
-    np.savez(tmp_path / "in.npz", **arrays)
+    np.savez(tmp_path / "in.npz", **models.as_npz(features))
     arguments = [tmp_path / "models", tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run([sys.executable, "-c", _SCRIPT, *map(str, arguments)], check=True, timeout=120)
     expected = models.tensorflow_outputs(ranker_saved_model, features)

@@ -52,8 +52,7 @@ def test_the_official_client(
 ) -> None:
     """Its own messages, its own tensors, our scores equal to TensorFlow's."""
     features = models.ranker_request(120, 77)
-    arrays = {k: v.astype("S") if v.dtype == object else v for k, v in features.items()}
-    np.savez(tmp_path / "in.npz", **arrays)
+    np.savez(tmp_path / "in.npz", **models.as_npz(features))
     command = [sys.executable, "-c", _CLIENT, address, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
     environment = {"PYTHONPATH": str(client_packages), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"}
     subprocess.run(command, env=environment, check=True, timeout=120)

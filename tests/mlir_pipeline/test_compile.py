@@ -1,0 +1,85 @@
+"""Compiling a bundle: what it writes, what it refuses, and that a failure changes nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from converters.convert import convert
+from jaxrank import bundle as files
+from jaxrank.certificate import CertificateError, Example, load_examples, save_examples
+from mlir_pipeline.compile import compile_bundle
+from mlir_pipeline.errors import CompileError
+
+
+@pytest.fixture
+def bundle(ranker_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(ranker_bundle, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def _unchanged(bundle: Path) -> None:
+    files.verify(bundle)
+    assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_what_a_compiled_bundle_holds(ranker_bundle: Path) -> None:
+    manifest = files.verify(ranker_bundle)
+    targets = {t.name: t for t in manifest.targets}
+    assert set(targets) == {"cpu", "cuda:sm_80", "vulkan"}
+    assert targets["cpu"].certificate is not None and targets["cpu"].certificate.max_abs_error <= 1e-5
+    assert targets["cuda:sm_80"].certificate is None  # no such device here
+    assert all((ranker_bundle / t.module).stat().st_size for t in targets.values())
+    assert manifest.flops is not None
+    # The request side is computed once, so each candidate costs less than in TensorFlow's graph.
+    assert 0 < manifest.flops.candidate < manifest.flops.source_per_candidate
+    assert 0 < manifest.flops.request
+    assert b"PTX" in (ranker_bundle / targets["cuda:sm_80"].module).read_bytes() or b".version" in (
+        ranker_bundle / targets["cuda:sm_80"].module
+    ).read_bytes()
+
+
+def test_compiling_again_gives_the_same_bytes(ranker_bundle: Path, bundle: Path) -> None:
+    compile_bundle(bundle, ["cpu"])
+    assert files.read_manifest(bundle).files == files.read_manifest(ranker_bundle).files
+
+
+def test_unknown_target_lists_those_there_are(bundle: Path) -> None:
+    for name in ("tpu", "cuda:sm_90", "cuda", "vulkan:9"):
+        with pytest.raises(CompileError, match=f"no target '{name}'; targets are: cpu, cuda:sm_75.*vulkan"):
+            compile_bundle(bundle, ["cpu", name])
+    _unchanged(bundle)
+
+
+def test_a_damaged_bundle_is_not_compiled(bundle: Path) -> None:
+    (bundle / files.PARAMS).write_bytes(b"x")
+    with pytest.raises(files.BundleError, match="params.safetensors is damaged"):
+        compile_bundle(bundle, ["cpu"])
+
+
+def test_scores_that_move_fail_the_compilation(bundle: Path) -> None:
+    """Recorded outputs that are off by 1e-3 stand for a module that is."""
+    examples = load_examples(bundle)
+    moved = [Example(e.features, {k: v + 1e-3 for k, v in e.outputs.items()}) for e in examples]
+    save_examples(bundle, moved)
+    files.write_manifest(bundle, files.read_manifest(bundle))
+    before = files.read_manifest(bundle)
+    with pytest.raises(CertificateError, match="cpu: output 'click' differs from TensorFlow's by 1.00e-03"):
+        compile_bundle(bundle, ["cpu"])
+    assert files.read_manifest(bundle) == before
+    _unchanged(bundle)
+
+
+def test_the_largest_number_of_candidates_can_change(bundle: Path) -> None:
+    assert compile_bundle(bundle, ["cpu"], max_candidates=9).max_candidates == 9
+
+
+def test_a_model_without_request_inputs(ranker_saved_model: Path, tmp_path: Path) -> None:
+    """Every input one row for each candidate: one tower, no state."""
+    from tests import models
+
+    models.save_ranker(tmp_path / "rows", user_rows=None)
+    convert(tmp_path / "rows", tmp_path / "b")
+    manifest = compile_bundle(tmp_path / "b", ["cpu"])
+    assert manifest.state == ()
+    assert manifest.targets[0].certificate is not None
