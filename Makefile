@@ -13,7 +13,7 @@ demo: $(STAMP) ## Train on MovieLens 100k, convert, compile, serve, and compare 
 test: $(STAMP) ## Every check: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## Format, and fix what ruff can fix

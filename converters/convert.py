@@ -4,9 +4,11 @@ import datetime
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from msgspec.structs import replace
 
 from converters import scopes
 from converters.dense import to_onnx
@@ -17,13 +19,13 @@ from converters.host_ops import HostProgramWriter
 from converters.savedmodel import SourceModel, load
 from jaxrank import bundle as files
 from jaxrank.certificate import TOLERANCE, Certificate, Example, certify, save_examples
-from jaxrank.host_program import HostProgram
 from jaxrank.manifest import (
     DEFAULT_MAX_CANDIDATES,
     SCHEMA_VERSION,
     Flops,
     Manifest,
     OpPlacement,
+    Scope,
     Signature,
     Source,
     TensorSpec,
@@ -46,18 +48,20 @@ def convert(
     """Converts one signature. The bundle appears complete and certified, or not at all.
 
     Args:
-        request_inputs: shell patterns of inputs that are the same for every candidate; inputs that the signature declares
+        request_inputs: shell patterns of inputs that are the same for every candidate; inputs that the
+        signature declares
             with one row are found without them.
-        examples: an `.npz` of recorded requests (see `converters.examples`); random ones are drawn without it.
+        examples: an `.npz` of recorded requests (see `converters.examples`); random ones are drawn without
+        it.
 
     Raises:
-        ConversionError: what was found, where, and what to do; `UnsupportedOpsError` lists every op without a place.
-        CertificateError: the converted model's scores differ from TensorFlow's.
+        ConversionError: what was found, where, and what to do; `UnsupportedOpsError` lists every op without a
+        place. CertificateError: the converted model's scores differ from TensorFlow's.
     """
     progress(f"loading {saved_model}")
     model = load(saved_model, signature)
     decided = scopes.decide(model.inputs, request_inputs)
-    input_scopes = {name: scope for name, (scope, _) in decided.items()}
+    input_scopes: dict[str, Scope] = {name: scope for name, (scope, _) in decided.items()}
     with files.staging(bundle) as work:
         progress("cutting the graph at the lookups")
         frontier = cut(model, input_scopes)
@@ -66,14 +70,20 @@ def convert(
         files.write_json(work / files.HOST_PROGRAM, program)
         progress("dense half: TensorFlow -> ONNX -> Flax")
         outputs = tuple(
-            TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape, scope="candidate", tensor_name=t.tensor_name)
+            TensorSpec(
+                name=t.name, dtype=t.dtype, shape=t.shape, scope="candidate", tensor_name=t.tensor_name
+            )
             for t in model.outputs
         )
         proto = to_onnx(model, frontier, program.columns)
         source_flops = write_flax(proto, program.columns, outputs, work, saved_model.name)
         inputs = tuple(
             TensorSpec(
-                name=t.name, dtype=t.dtype, shape=t.shape, scope=input_scopes[t.name], tensor_name=t.tensor_name
+                name=t.name,
+                dtype=t.dtype,
+                shape=t.shape,
+                scope=input_scopes[t.name],
+                tensor_name=t.tensor_name,
             )
             for t in model.inputs
         )
@@ -99,11 +109,17 @@ def convert(
         )
         files.write_manifest(work, manifest)
         progress("certifying against TensorFlow at 1, 7 and 200 candidates")
-        requests = read_examples(examples, signature_spec) if examples else draw(signature_spec, program, work, manifest)
-        recorded = [Example(features, model.predict(_for_tensorflow(features, inputs))) for features in requests]
+        requests = (
+            read_examples(examples, signature_spec)
+            if examples
+            else draw(signature_spec, program, work, manifest)
+        )
+        recorded = [
+            Example(features, model.predict(_for_tensorflow(features, inputs))) for features in requests
+        ]
         save_examples(work, recorded)
         certificate = certify("flax", recorded, _run_flax(work, manifest, recorded), tolerance)
-        return files.write_manifest(work, _with_certificate(manifest, certificate))
+        return files.write_manifest(work, replace(manifest, certificate=certificate))
 
 
 def _for_tensorflow(features: dict[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
@@ -136,22 +152,18 @@ def _run_flax(bundle: Path, manifest: Manifest, examples: Sequence[Example]) -> 
     return found
 
 
-def _with_certificate(manifest: Manifest, certificate: Certificate) -> Manifest:
-    from msgspec.structs import replace
-
-    return replace(manifest, certificate=certificate)
-
-
 def _placements(model: SourceModel, frontier: Frontier) -> tuple[OpPlacement, ...]:
-    placed = [
-        OpPlacement(name=model.source_name(op), op=op.type, place=place, reason=frontier.reasons[op.name])
-        for place, ops in (("host", frontier.host), ("dense", frontier.dense))
-        for op in ops
-    ]
-    known = {p.name for p in placed}
+    def placed(ops: Sequence[Any], place: Literal["host", "dense"]) -> list[OpPlacement]:
+        return [
+            OpPlacement(name=model.source_name(op), op=op.type, place=place, reason=frontier.reasons[op.name])
+            for op in ops
+        ]
+
+    kept = [*placed(frontier.host, "host"), *placed(frontier.dense, "dense")]
+    known = {p.name for p in kept}
     folded = [
         OpPlacement(name=name, op=op, place="folded", reason="constant at one candidate")
         for name, op in model.removed
         if name not in known
     ]
-    return (*placed, *folded)
+    return (*kept, *folded)

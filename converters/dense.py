@@ -1,4 +1,5 @@
-"""The dense half of a cut graph as ONNX, through tf2onnx, on a graph that we have already flattened, folded and cut."""
+"""The dense half of a cut graph as ONNX, through tf2onnx, on a graph that we have already flattened, folded
+and cut."""
 
 import logging
 from typing import Any
@@ -15,15 +16,17 @@ from jaxrank.host_program import BlockColumn
 
 OPSET = 18
 OWN_DOMAIN = "jaxrank"
-# Elementwise TensorFlow ops that ONNX has no name for; they pass through tf2onnx and have their own Flax forms.
+# Elementwise TensorFlow ops that ONNX has no name for; they pass through tf2onnx and have their own Flax
+# forms.
 KEPT_OPS = ("Erfc", "Expm1", "Log1p")
 
 
 def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> onnx.ModelProto:
-    """An ONNX model at one candidate whose inputs are the feature columns and whose outputs are the signature's.
+    """An ONNX model at one candidate whose inputs are the feature columns and whose outputs are the
+    signature's.
 
-    Raises `ConversionError` when tf2onnx stops; ops that it leaves unconverted are in the graph under their TensorFlow names
-    and are reported by `flax_writer` together with the ONNX ops that have no Flax form.
+    Raises `ConversionError` when tf2onnx stops; ops that it leaves unconverted are in the graph under their
+    TensorFlow names and are reported by `flax_writer` together with the ONNX ops that have no Flax form.
     """
     # tf2onnx imports slowly and configures logging; only this function needs it.
     import tf2onnx.optimizer
@@ -63,8 +66,8 @@ def _add_shapes(proto: onnx.ModelProto, graph: Any) -> None:
 
 
 def _select(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
-    """tf2onnx spells a float select as `c * x + !c * y`, which makes NaN of an infinity in the branch not taken; ONNX has Where
-    (https://github.com/onnx/tensorflow-onnx/issues, "Select converted to Mul")."""
+    """tf2onnx spells a float select as `c * x + !c * y`, which makes NaN of an infinity in the branch not
+    taken; ONNX has Where (https://github.com/onnx/tensorflow-onnx/issues, "Select converted to Mul")."""
     node.type = "Where"
     node.domain = ""
     return node
@@ -102,5 +105,7 @@ def _dense_input(tensor: Any, values: dict[str, Any], weights: dict[str, Any], m
     if tensor.name not in values:
         weight = weights.get(tensor.op.name)
         value = tf.get_static_value(tensor) if weight is None else weight
-        values[tensor.name] = tf.constant(value, dtype=tensor.dtype, name=model.source_name(tensor.op).replace(":", "_"))
+        values[tensor.name] = tf.constant(
+            value, dtype=tensor.dtype, name=model.source_name(tensor.op).replace(":", "_")
+        )
     return values[tensor.name]

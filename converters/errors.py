@@ -27,4 +27,6 @@ class UnsupportedOpsError(ConversionError):
     def __init__(self, found: Sequence[Unsupported]):
         self.found = tuple(found)
         lines = [f"  {u.op:<24} {u.name}\n  {'':<24} {u.advice}" for u in self.found]
-        super().__init__(f"{len(self.found)} ops cannot be converted; nothing was written:\n" + "\n".join(lines))
+        super().__init__(
+            f"{len(self.found)} ops cannot be converted; nothing was written:\n" + "\n".join(lines)
+        )

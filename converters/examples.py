@@ -15,8 +15,8 @@ _SEED = 20240501
 def read_examples(path: Path, signature: Signature) -> list[dict[str, np.ndarray]]:
     """Reads requests from an `.npz` with arrays `<request>/<feature>`, `<request>` counting from 0.
 
-    Strings are NumPy byte strings (`S`), which must not end in a zero byte. Raises `ConversionError` for a file that does not
-    fit the signature.
+    Strings are NumPy byte strings (`S`), which must not end in a zero byte. Raises `ConversionError` for a
+    file that does not fit the signature.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -49,15 +49,19 @@ def _fitting(value: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     if len(value.shape) != len(spec.shape) or any(
         want not in (None, got) for got, want in zip(value.shape[1:], spec.shape[1:], strict=True)
     ):
-        raise ConversionError(f"{where}: {spec.name} has shape {value.shape}, the signature says {list(spec.shape)}")
+        raise ConversionError(
+            f"{where}: {spec.name} has shape {value.shape}, the signature says {list(spec.shape)}"
+        )
     return value
 
 
-def draw(signature: Signature, program: HostProgram, bundle: Path, manifest: Manifest) -> list[dict[str, np.ndarray]]:
+def draw(
+    signature: Signature, program: HostProgram, bundle: Path, manifest: Manifest
+) -> list[dict[str, np.ndarray]]:
     """Random requests of 1, 7 and 200 candidates.
 
-    Features that feed a vocabulary are drawn from its keys with one in eight unknown or empty; ids that feed a table directly
-    stay inside of it; numbers are normal around 0.
+    Features that feed a vocabulary are drawn from its keys with one in eight unknown or empty; ids that feed
+    a table directly stay inside of it; numbers are normal around 0.
     """
     rng = np.random.default_rng(_SEED)
     keys = {v.name: _keys(bundle, v.file, v.key_dtype) for v in manifest.vocabularies}
@@ -74,13 +78,17 @@ def draw(signature: Signature, program: HostProgram, bundle: Path, manifest: Man
     def feature(spec: TensorSpec, rows: int) -> np.ndarray:
         shape = (rows, *(d or 1 for d in spec.shape[1:]))
         if spec.dtype == "string":
-            pool = values.get(spec.name, np.array([b"a", b"7", b"\xc3\xa9t\xc3\xa9", b"some longer text"], object))
+            pool = values.get(
+                spec.name, np.array([b"a", b"7", b"\xc3\xa9t\xc3\xa9", b"some longer text"], object)
+            )
             odd = np.array([b"", b"unknown \xe2\x98\x83"], object)
             return np.where(rng.random(shape) < 0.875, rng.choice(pool, shape), rng.choice(odd, shape))
         if np.dtype(spec.dtype).kind in "iu":
             if spec.name in values and len(values[spec.name]):
                 known = rng.choice(values[spec.name], shape)
-                return np.where(rng.random(shape) < 0.875, known, rng.integers(0, 1 << 20, shape)).astype(spec.dtype)
+                return np.where(rng.random(shape) < 0.875, known, rng.integers(0, 1 << 20, shape)).astype(
+                    spec.dtype
+                )
             return rng.integers(0, limits.get(spec.name, 100), shape).astype(spec.dtype)
         if spec.dtype == "bool":
             return rng.random(shape) < 0.5

@@ -1,7 +1,9 @@
-"""Writes the dense half as a Flax nnx module that a person would keep working on: `model.py` and `params.safetensors`.
+"""Writes the dense half as a Flax nnx module that a person would keep working on: `model.py` and
+`params.safetensors`.
 
-A product with a constant matrix (and the sum with a constant vector after it) becomes an `nnx.Linear` named after its
-TensorFlow scope; other weights become `nnx.Param`; single numbers are written out; activations are applied in place.
+A product with a constant matrix (and the sum with a constant vector after it) becomes an `nnx.Linear` named
+after its TensorFlow scope; other weights become `nnx.Param`; single numbers are written out; activations are
+applied in place.
 """
 
 import builtins
@@ -26,7 +28,19 @@ from jaxrank.host_program import BlockColumn
 from jaxrank.manifest import TensorSpec
 
 # Applied to the value before it, in the same line, when nothing else reads that value.
-_INLINE = {"Relu", "Sigmoid", "Tanh", "Softmax", "Softplus", "Elu", "Selu", "LeakyRelu", "Squeeze", "Unsqueeze", "Reshape"}
+_INLINE = {
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Softmax",
+    "Softplus",
+    "Elu",
+    "Selu",
+    "LeakyRelu",
+    "Squeeze",
+    "Unsqueeze",
+    "Reshape",
+}
 
 
 @dataclass
@@ -38,16 +52,22 @@ class _Module:
     params: dict[str, np.ndarray] = field(default_factory=dict)
     members: UniqueNames = field(default_factory=lambda: UniqueNames(("request", "candidate", "self")))
     locals: UniqueNames = field(
-        default_factory=lambda: UniqueNames(("request", "candidate", "self", "jax", "jnp", "nnx", "concatenate", *dir(builtins)))
+        default_factory=lambda: UniqueNames(
+            ("request", "candidate", "self", "jax", "jnp", "nnx", "concatenate", *dir(builtins))
+        )
     )
     linear_flops: int = 0
 
 
 def write_flax(
-    proto: onnx.ModelProto, columns: tuple[BlockColumn, ...], outputs: tuple[TensorSpec, ...], bundle: Path, source: str
+    proto: onnx.ModelProto,
+    columns: tuple[BlockColumn, ...],
+    outputs: tuple[TensorSpec, ...],
+    bundle: Path,
+    source: str,
 ) -> int:
-    """Writes `model.py` and `params.safetensors`. Returns the FLOPs of the matrix products for one candidate, as the source
-    graph does them.
+    """Writes `model.py` and `params.safetensors`. Returns the FLOPs of the matrix products for one candidate,
+    as the source graph does them.
 
     Raises `UnsupportedOpsError` with every node that has no entry in the operator table.
     """
@@ -57,7 +77,8 @@ def write_flax(
     path = bundle / MODEL
     path.write_text(writer.source(outputs, source))
     subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--quiet", "--line-length", "110", "--isolated", str(path)], check=True
+        [sys.executable, "-m", "ruff", "format", "--quiet", "--line-length", "110", "--isolated", str(path)],
+        check=True,
     )
     return writer.module.linear_flops
 
@@ -105,7 +126,8 @@ class _Writer:
         return None
 
     def _products_on_the_last_axis(self, nodes: list[Any]) -> list[Any]:
-        """reshape to a matrix, product, reshape back (how TensorFlow spells a dense layer on sequences) is one product."""
+        """reshape to a matrix, product, reshape back (how TensorFlow spells a dense layer on sequences) is
+        one product."""
         producer = {name: n for n in nodes for name in n.output}
         dropped: set[int] = set()
         for node in nodes:
@@ -132,7 +154,9 @@ class _Writer:
         for node in nodes:
             entry = OPS.get(node.op_type) if node.domain in ("", "ai.onnx", OWN_DOMAIN) else None
             if entry is None:
-                advice = "has no Flax form in converters/onnx_ops.py; replace it in the model by supported ops"
+                advice = (
+                    "has no Flax form in converters/onnx_ops.py; replace it in the model by supported ops"
+                )
                 missing.append(Unsupported(node.name, node.op_type, advice))
                 continue
             for at in entry.static:
@@ -143,10 +167,16 @@ class _Writer:
             raise UnsupportedOpsError(missing)
 
     def _linear(self, nodes: list[Any], node: Any) -> set[int] | None:
-        """Lifts a product with a constant matrix. Returns the positions of the nodes it took besides, None if it is not one."""
+        """Lifts a product with a constant matrix. Returns the positions of the nodes it took besides, None if
+        it is not one."""
         kernel = self.constants.get(node.input[1])
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if kernel is None or kernel.ndim != 2 or attributes.get("transA") or self.uses.get(node.input[1], 0) < 1:
+        if (
+            kernel is None
+            or kernel.ndim != 2
+            or attributes.get("transA")
+            or self.uses.get(node.input[1], 0) < 1
+        ):
             return None
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
             return None
@@ -201,7 +231,9 @@ class _Writer:
         try:
             text = entry.function(*operands, **attributes)
         except (TypeError, ValueError) as error:
-            raise UnsupportedOpsError([Unsupported(node.name, node.op_type, f"is not supported with: {error}")]) from error
+            raise UnsupportedOpsError(
+                [Unsupported(node.name, node.op_type, f"is not supported with: {error}")]
+            ) from error
         if node.op_type in ("MatMul", "Einsum"):
             self.module.linear_flops += self._product_flops(node)
         if len(node.output) > 1:
@@ -263,14 +295,15 @@ class _Writer:
     def source(self, outputs: tuple[TensorSpec, ...], source: str) -> str:
         results = [f'"{o.name}": {self._operand(f"output/{o.name}:0")}' for o in outputs]
         inputs = "\n\n\n".join(
-            _inputs_class(scope, [c for c in self.columns if c.scope == scope]) for scope in ("request", "candidate")
+            _inputs_class(scope, [c for c in self.columns if c.scope == scope])
+            for scope in ("request", "candidate")
         )
         layers = "\n        ".join(self.module.layers) or "pass"
         body = "\n        ".join(self.module.body)
         return f'''"""{source}, dense half. Written by `jaxrank convert`; yours to edit and train further.
 
-`Ranker` scores rows: one request row, or one for each candidate, against N candidate rows. `jaxrank.load_flax`
-gives it the weights of `params.safetensors`, by attribute name.
+`Ranker` scores rows: one request row, or one for each candidate, against N candidate rows.
+`jaxrank.flax_module.load_flax` gives it the weights of `params.safetensors`, by attribute name.
 """
 
 from typing import NamedTuple
@@ -300,7 +333,9 @@ class Ranker(nnx.Module):
 def _inputs_class(scope: str, columns: list[BlockColumn]) -> str:
     title = scope.capitalize()
     rows = "1 (or N)" if scope == "request" else "N"
-    fields = [f"    {c.feature}: jax.Array  # {c.dtype} [{', '.join(['n', *map(str, c.shape)])}]" for c in columns]
+    fields = [
+        f"    {c.feature}: jax.Array  # {c.dtype} [{', '.join(['n', *map(str, c.shape)])}]" for c in columns
+    ]
     return "\n".join(
         [
             f"class {title}(NamedTuple):",

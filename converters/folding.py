@@ -1,7 +1,8 @@
-"""Partial evaluation of a GraphDef whose input shapes are all known: what does not depend on an input becomes a constant.
+"""Partial evaluation of a GraphDef whose input shapes are all known: what does not depend on an input becomes
+a constant.
 
-TensorFlow's own grappler refuses to fold the shape of a fed placeholder, and it does not know the shape of a table lookup;
-both are what a ranking model's batch plumbing hangs on.
+TensorFlow's own grappler refuses to fold the shape of a fed placeholder, and it does not know the shape of a
+table lookup; both are what a ranking model's batch plumbing hangs on.
 """
 
 from typing import Any
@@ -9,18 +10,33 @@ from typing import Any
 import tensorflow as tf
 
 # Ops that do nothing at run time of a served model.
-_PASS_THROUGH = {"Identity", "StopGradient", "PreventGradient", "Snapshot", "EnsureShape", "PlaceholderWithDefault"}
-_NEVER_FOLD = {"Placeholder", "VarHandleOp", "NoOp", "Assert", "HashTableV2", "StatelessRandomUniform", "RandomUniform"}
+_PASS_THROUGH = {
+    "Identity",
+    "StopGradient",
+    "PreventGradient",
+    "Snapshot",
+    "EnsureShape",
+    "PlaceholderWithDefault",
+}
+_NEVER_FOLD = {
+    "Placeholder",
+    "VarHandleOp",
+    "NoOp",
+    "Assert",
+    "HashTableV2",
+    "StatelessRandomUniform",
+    "RandomUniform",
+}
 _RESHAPES = {"Reshape", "Squeeze", "ExpandDims"}
 
 
 def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -> tuple[Any, dict[str, Any]]:
-    """Builds the graph again, op by op, in data-flow order, each computation once, without ops that pass their input
-    through (unless `keep_identities`).
+    """Builds the graph again, op by op, in data-flow order, each computation once, without ops that pass
+    their input through (unless `keep_identities`).
 
     Returns:
-        The new `tf.Graph`, in which every shape that can be known is known, and for every source node that some output
-        needs, the operation that now makes its value (a Const where the value is known).
+        The new `tf.Graph`, in which every shape that can be known is known, and for every source node that
+        some output needs, the operation that now makes its value (a Const where the value is known).
     """
     nodes = {node.name: node for node in graph_def.node}
     graph = tf.Graph()
@@ -29,7 +45,9 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         for node in _data_flow_order(nodes, [name.split(":")[0] for name in outputs]):
             inputs = [_value(values, text) for text in node.input if not text.startswith("^")]
-            unchanged = inputs[0] if node.op in _PASS_THROUGH and not keep_identities else _unchanged(node, inputs)
+            unchanged = (
+                inputs[0] if node.op in _PASS_THROUGH and not keep_identities else _unchanged(node, inputs)
+            )
             if unchanged is not None:
                 values[node.name] = [unchanged]
                 continue
@@ -48,7 +66,9 @@ def _identity(node: Any, inputs: list[Any]) -> Any:
     """Equal for two nodes that compute the same; a node's name for those that stand for themselves."""
     if node.op in _NEVER_FOLD or not inputs and node.op != "Const":
         return node.name
-    attributes = {k: v.SerializeToString(deterministic=True) for k, v in node.attr.items() if not k.startswith("_")}
+    attributes = {
+        k: v.SerializeToString(deterministic=True) for k, v in node.attr.items() if not k.startswith("_")
+    }
     return node.op, tuple(t.name for t in inputs), tuple(sorted(attributes.items()))
 
 
@@ -69,7 +89,11 @@ def _known_value(node: Any, inputs: list[Any], session: Any, library: Any) -> li
             size *= dim
         value = {"Shape": shape, "Size": size, "Rank": len(shape)}[node.op]
         return [tf.constant(value, dtype or tf.int32, name=node.name)]
-    if node.op in ("ZerosLike", "OnesLike") and inputs[0].shape.is_fully_defined() and inputs[0].dtype != tf.string:
+    if (
+        node.op in ("ZerosLike", "OnesLike")
+        and inputs[0].shape.is_fully_defined()
+        and inputs[0].dtype != tf.string
+    ):
         make = tf.zeros if node.op == "ZerosLike" else tf.ones
         return [tf.constant(session.run(make(inputs[0].shape, inputs[0].dtype)), name=node.name)]
     if inputs and all(tensor.op.type == "Const" for tensor in inputs):
@@ -80,7 +104,8 @@ def _known_value(node: Any, inputs: list[Any], session: Any, library: Any) -> li
 
 
 def _unchanged(node: Any, inputs: list[Any]) -> Any | None:
-    """The tensor that a Tile by ones, or a chain of reshapes back to an earlier shape, gives back; None for real work."""
+    """The tensor that a Tile by ones, or a chain of reshapes back to an earlier shape, gives back; None for
+    real work."""
     if node.op in ("Tile", "BroadcastTo"):
         argument = tf.get_static_value(inputs[1])
         if argument is None or not inputs[0].shape.is_fully_defined():
@@ -91,18 +116,23 @@ def _unchanged(node: Any, inputs: list[Any]) -> Any | None:
 
 
 def _reshaped_back(tensor: Any) -> Any:
-    """An earlier tensor with the same elements and shape, seen through ops that only reshape; else the tensor itself."""
+    """An earlier tensor with the same elements and shape, seen through ops that only reshape; else the tensor
+    itself."""
     found, source = tensor, tensor
     while source.op.type in _RESHAPES:
         source = source.op.inputs[0]
-        if tensor.shape.is_fully_defined() and source.shape.is_fully_defined() and source.shape == tensor.shape:
+        if (
+            tensor.shape.is_fully_defined()
+            and source.shape.is_fully_defined()
+            and source.shape == tensor.shape
+        ):
             found = source
     return found
 
 
 def import_node(node: Any, inputs: list[Any], library: Any, prefix: str = "") -> list[Any]:
-    """Adds one NodeDef to the current graph on the given input tensors, with TensorFlow's shape inference. Returns its
-    outputs."""
+    """Adds one NodeDef to the current graph on the given input tensors, with TensorFlow's shape inference.
+    Returns its outputs."""
     single = tf.compat.v1.GraphDef()
     single.library.CopyFrom(library)
     copy = single.node.add()

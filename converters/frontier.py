@@ -1,7 +1,8 @@
 """Cuts a folded graph at the lookups.
 
-Host: strings, tables of keys, embedding lookups, arithmetic on ids, and whatever these need. Dense: everything after.
-Values cross from host to dense only as float32 or bool tensors, each a range of columns of its scope's feature block.
+Host: strings, tables of keys, embedding lookups, arithmetic on ids, and whatever these need. Dense:
+everything after. Values cross from host to dense only as float32 or bool tensors, each a range of columns of
+its scope's feature block.
 """
 
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ _FLOATS = (tf.float32, tf.bool)
 class Frontier:
     """The cut graph, in data-flow order.
 
-    `crossing` are the tensors that the dense half reads: outputs of host ops, or float inputs of the model itself.
-    `scopes` has the scope of every tensor, by its name in the graph.
+    `crossing` are the tensors that the dense half reads: outputs of host ops, or float inputs of the model
+    itself. `scopes` has the scope of every tensor, by its name in the graph.
     """
 
     host: tuple[Any, ...]
@@ -73,13 +74,15 @@ def cut(model: SourceModel, input_scopes: dict[str, Scope]) -> Frontier:
         if tensor.dtype not in _FLOATS:
             users = ", ".join(f"{op.name} ({op.type})" for op in dense if any(t is tensor for t in op.inputs))
             raise ConversionError(
-                f"the {tensor.dtype.name} tensor {tensor.name} would have to cross into the dense half, read by {users}; "
+                f"the {tensor.dtype.name} tensor {tensor.name} would have to cross into the dense half, "
+                f"read by {users}; "
                 "only float32 and bool cross. Cast it in the model, or turn it into an embedding or a one-hot"
             )
     outside = [t for t in model.results if t.op not in dense]
     if outside:
         raise ConversionError(
-            f"output {outside[0].name} is made by the host half ({outside[0].op.type}); a ranking output must be computed"
+            f"output {outside[0].name} is made by the host half ({outside[0].op.type}); a ranking output "
+            "must be computed"
         )
     reasons.update((op.name, "after the lookups") for op in dense)
     in_order = [op for op in data if op in host]
@@ -100,9 +103,19 @@ def is_table_lookup(op: Any, model: SourceModel) -> bool:
 
 def unplaced_control_flow(model: SourceModel) -> list[Unsupported]:
     """Ops with bodies of their own, which this version neither inlines nor runs."""
-    bodies = {"If", "StatelessIf", "While", "StatelessWhile", "PartitionedCall", "StatefulPartitionedCall", "Case"}
+    bodies = {
+        "If",
+        "StatelessIf",
+        "While",
+        "StatelessWhile",
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "Case",
+    }
     return [
-        Unsupported(op.name, op.type, "control flow is not supported yet; export the branch that serving takes")
+        Unsupported(
+            op.name, op.type, "control flow is not supported yet; export the branch that serving takes"
+        )
         for op in _ancestors(model.results)
         if op.type in bodies
     ]

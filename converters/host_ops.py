@@ -1,7 +1,9 @@
-"""The host half of a cut graph as a host program: one short function for each TensorFlow op that may run there.
+"""The host half of a cut graph as a host program: one short function for each TensorFlow op that may run
+there.
 
-Each function checks the op's attributes and appends one operator, or folds the op into the one before it: Keras writes one
-vocabulary lookup as four ops and one embedding lookup as five, and they are recognised as the one operator that was meant.
+Each function checks the op's attributes and appends one operator, or folds the op into the one before it:
+Keras writes one vocabulary lookup as four ops and one embedding lookup as five, and they are recognised as
+the one operator that was meant.
 """
 
 import base64
@@ -70,7 +72,8 @@ class HostProgramWriter:
                     Unsupported(
                         self.model.source_name(op),
                         op.type,
-                        f"it runs on the host ({reason}), where jaxrank has no operator for it; compute it before the "
+                        f"it runs on the host ({reason}), where jaxrank has no operator for it; compute "
+                        "it before the "
                         "request is sent, or express it with the ops listed in docs/convert.md",
                     )
                 )
@@ -92,7 +95,8 @@ class HostProgramWriter:
         return HostProgram(
             schema_version=HOST_SCHEMA_VERSION,
             operators=tuple(
-                replace(o, inputs=tuple(renamed[i] for i in o.inputs), output=renamed[o.output]) for o in operators
+                replace(o, inputs=tuple(renamed[i] for i in o.inputs), output=renamed[o.output])
+                for o in operators
             ),
             columns=tuple(replace(c, tensor=renamed[c.tensor], feature=renamed[c.tensor]) for c in columns),
         )
@@ -142,7 +146,8 @@ class HostProgramWriter:
             shape = tensor.shape.as_list()
             if not shape or shape[0] != 1:
                 raise ConversionError(
-                    f"{self.model.source_name(tensor.op)} has shape {shape} at one candidate: its first dimension must be "
+                    f"{self.model.source_name(tensor.op)} has shape {shape} at one candidate: its first "
+                    "dimension must be "
                     "the row. A model that mixes rows before its lookups cannot be cut there"
                 )
             scope = self.frontier.scopes[tensor.name]
@@ -150,7 +155,9 @@ class HostProgramWriter:
             name = self.tensor(tensor)
             dtype = "bool" if tensor.dtype == tf.bool else "float32"
             columns.append(
-                BlockColumn(tensor=name, feature=name, scope=scope, offset=ends[scope], shape=row, dtype=dtype)
+                BlockColumn(
+                    tensor=name, feature=name, scope=scope, offset=ends[scope], shape=row, dtype=dtype
+                )
             )
             ends[scope] += int(np.prod(row, dtype=np.int64))
         return tuple(columns)
@@ -183,7 +190,9 @@ def _elementwise(writer: HostProgramWriter, op: Any) -> None:
     inputs, constants = _operands(writer, op)
     kind = _ELEMENTWISE[op.type]
     what = "mask" if op.outputs[0].dtype == tf.bool else kind
-    writer.add(op, kind, inputs, writer.described(inputs, what), **({"constants": constants} if constants else {}))
+    writer.add(
+        op, kind, inputs, writer.described(inputs, what), **({"constants": constants} if constants else {})
+    )
 
 
 def _fold_mask(writer: HostProgramWriter, op: Any) -> bool:
@@ -202,7 +211,8 @@ def _fold_mask(writer: HostProgramWriter, op: Any) -> bool:
 
 
 def _fold_wrap(writer: HostProgramWriter, op: Any) -> bool:
-    """select(x < 0, x + rows, x) feeding lookups in a table of that many rows is how Keras reads a negative id."""
+    """select(x < 0, x + rows, x) feeding lookups in a table of that many rows is how Keras reads a negative
+    id."""
     condition, then, otherwise = op.inputs
     if condition.op.type != "Less" or then.op.type not in ("Add", "AddV2"):
         return False
@@ -224,7 +234,8 @@ def _vocabulary_lookup(writer: HostProgramWriter, op: Any) -> None:
     default_value = tf.get_static_value(default)
     if op.outputs[0].dtype != tf.int64 or keys.dtype not in (tf.string, tf.int64) or default_value is None:
         raise ConversionError(
-            f"{writer.model.source_name(op)} looks up {keys.dtype.name} -> {op.outputs[0].dtype.name}; only string and int64 "
+            f"{writer.model.source_name(op)} looks up {keys.dtype.name} -> {op.outputs[0].dtype.name}; "
+            "only string and int64 "
             "keys to int64 values with a constant default are supported"
         )
     resource = handle.op.name
@@ -242,7 +253,11 @@ def _vocabulary_lookup(writer: HostProgramWriter, op: Any) -> None:
 def _hash_bucket_fast(writer: HostProgramWriter, op: Any) -> None:
     inputs = (writer.tensor(op.inputs[0]),)
     writer.add(
-        op, "hash_bucket_fast", inputs, writer.described(inputs, "bucket"), buckets=int(op.get_attr("num_buckets"))
+        op,
+        "hash_bucket_fast",
+        inputs,
+        writer.described(inputs, "bucket"),
+        buckets=int(op.get_attr("num_buckets")),
     )
 
 
@@ -254,7 +269,9 @@ def _embedding_lookup(writer: HostProgramWriter, op: Any) -> None:
         value = writer.model.variables.get(params.name)
         value = tf.constant(tf.get_static_value(op.inputs[0])) if value is None else value
         if value.dtype != tf.float32:
-            raise ConversionError(f"embedding table {name} is {value.dtype.name}; only float32 tables are supported")
+            raise ConversionError(
+                f"embedding table {name} is {value.dtype.name}; only float32 tables are supported"
+            )
         writer.tables[params.name] = write_table(writer.bundle, name, value)
     table = writer.tables[params.name]
     ids = writer.tensor(op.inputs[1])
@@ -263,17 +280,30 @@ def _embedding_lookup(writer: HostProgramWriter, op: Any) -> None:
     if wrap is not None and wrap.op == "wrap_negative":
         ids, negative = wrap.inputs[0], "wrap"
     writer.add(
-        op, "embedding_lookup", (ids,), writer.described((ids,), "embedding"), table=table.name, negative_ids=negative
+        op,
+        "embedding_lookup",
+        (ids,),
+        writer.described((ids,), "embedding"),
+        table=table.name,
+        negative_ids=negative,
     )
 
 
 def _one_hot(writer: HostProgramWriter, op: Any) -> None:
     depth, on, off = (tf.get_static_value(t) for t in op.inputs[1:4])
     if depth is None or on is None or off is None or op.get_attr("axis") not in (-1, len(op.inputs[0].shape)):
-        raise ConversionError(f"{writer.model.source_name(op)}: one_hot must have a constant depth and the last axis")
+        raise ConversionError(
+            f"{writer.model.source_name(op)}: one_hot must have a constant depth and the last axis"
+        )
     inputs = (writer.tensor(op.inputs[0]),)
     writer.add(
-        op, "one_hot", inputs, writer.described(inputs, "one_hot"), depth=int(depth), on=float(on), off=float(off)
+        op,
+        "one_hot",
+        inputs,
+        writer.described(inputs, "one_hot"),
+        depth=int(depth),
+        on=float(on),
+        off=float(off),
     )
 
 
@@ -282,10 +312,15 @@ def _multi_hot(writer: HostProgramWriter, op: Any) -> None:
     one_hot = writer.operator(writer.tensor(op.inputs[0]))
     axes = np.atleast_1d(tf.get_static_value(op.inputs[1])) % len(op.inputs[0].shape)
     rank = len(op.inputs[0].shape)
-    plain = one_hot is not None and one_hot.op == "one_hot" and (one_hot.attrs["on"], one_hot.attrs["off"]) == (1.0, 0.0)
+    plain = (
+        one_hot is not None
+        and one_hot.op == "one_hot"
+        and (one_hot.attrs["on"], one_hot.attrs["off"]) == (1.0, 0.0)
+    )
     if not plain or list(axes) != [rank - 2] or op.get_attr("keep_dims"):
         raise ConversionError(
-            f"{writer.model.source_name(op)}: a maximum over one-hot rows must reduce the axis before the last"
+            f"{writer.model.source_name(op)}: a maximum over one-hot rows must reduce the axis before "
+            "the last"
         )
     assert one_hot is not None
     depth = one_hot.attrs["depth"]
@@ -299,10 +334,13 @@ def _cast(writer: HostProgramWriter, op: Any) -> None:
 
 
 def _reshape(writer: HostProgramWriter, op: Any) -> None:
-    """Reshape, Squeeze, ExpandDims: the result's shape at one candidate, whose first dimension holds the rows."""
+    """Reshape, Squeeze, ExpandDims: the result's shape at one candidate, whose first dimension holds the
+    rows."""
     inputs = (writer.tensor(op.inputs[0]),)
     shape = op.outputs[0].shape.as_list()
-    writer.add(op, "reshape", inputs, writer.described(inputs, "reshaped"), shape=[-1, *shape[1:]] if shape else [-1])
+    writer.add(
+        op, "reshape", inputs, writer.described(inputs, "reshaped"), shape=[-1, *shape[1:]] if shape else [-1]
+    )
 
 
 def _concat(writer: HostProgramWriter, op: Any) -> None:

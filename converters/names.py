@@ -3,7 +3,9 @@
 import keyword
 import re
 
-_WRAPPERS = re.compile(r"^(StatefulPartitionedCall|PartitionedCall|functional|model|sequential|Tensordot|batchnorm)(_\d+)*$")
+_WRAPPERS = re.compile(
+    r"^(StatefulPartitionedCall|PartitionedCall|functional|model|sequential|Tensordot|batchnorm)(_\d+)*$"
+)
 
 
 def scope_parts(node_name: str) -> list[str]:
@@ -14,7 +16,8 @@ def scope_parts(node_name: str) -> list[str]:
 
 
 def layer_name(node_name: str) -> str:
-    """The layer a node belongs to: the last scope before the op, without the counter that Keras adds at each call."""
+    """The layer a node belongs to: the last scope before the op, without the counter that Keras adds at each
+    call."""
     parts = scope_parts(node_name)
     return identifier(re.sub(r"_\d+$", "", parts[-2]) if len(parts) > 1 else parts[-1])
 

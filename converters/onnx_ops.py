@@ -1,8 +1,10 @@
-"""The ONNX operator table: for each operator of opset 18 that tf2onnx writes, the Python expression that does the same.
+"""The ONNX operator table: for each operator of opset 18 that tf2onnx writes, the Python expression that does
+the same.
 
-A function gets its operands as expressions and the node's attributes as keyword arguments with ONNX's defaults; an attribute
-that it does not name is an error. `Static` operands are constants that must be known when the module is written (axes, shapes);
-they arrive as NumPy arrays. Shapes are at one row; a first dimension of 1 is the row and is written as -1.
+A function gets its operands as expressions and the node's attributes as keyword arguments with ONNX's
+defaults; an attribute that it does not name is an error. `Static` operands are constants that must be known
+when the module is written (axes, shapes); they arrive as NumPy arrays. Shapes are at one row; a first
+dimension of 1 is the row and is written as -1.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-ONNX_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+ONNX_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+}
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,11 @@ def _flatten(x: Operand, *, axis: int = 1) -> str:
 
 @op("Squeeze", static=(1,))
 def _squeeze(x: Operand, axes: np.ndarray | None = None) -> str:
-    drop = [i for i, d in enumerate(x.shape) if d == 1] if axes is None else [int(a) % len(x.shape) for a in axes]
+    drop = (
+        [i for i, d in enumerate(x.shape) if d == 1]
+        if axes is None
+        else [int(a) % len(x.shape) for a in axes]
+    )
     if 0 in drop:
         return _reshaped(x, tuple(d for i, d in enumerate(x.shape) if i not in drop))
     return f"jnp.squeeze({x}, axis={_tuple(drop)})"
@@ -219,7 +234,11 @@ def _transpose(x: Operand, *, perm: list[int] | None = None) -> str:
 
 @op("Slice", static=(1, 2, 3, 4))
 def _slice(
-    x: Operand, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None, steps: np.ndarray | None = None
+    x: Operand,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    axes: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
 ) -> str:
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts), int) if steps is None else steps
@@ -235,7 +254,9 @@ def _slice(
 
 
 @op("Split", static=(1,))
-def _split(x: Operand, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int | None = None) -> str:
+def _split(
+    x: Operand, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int | None = None
+) -> str:
     points = num_outputs if sizes is None else [int(p) for p in np.cumsum(sizes)[:-1]]
     return f"jnp.split({x}, {points}, axis={_axis(axis, x)})"
 
@@ -250,7 +271,12 @@ def _gather(x: Operand, indices: np.ndarray, *, axis: int = 0) -> str:
 
 @op("Pad", static=(1, 3))
 def _pad(
-    x: Operand, pads: np.ndarray, value: Operand | None = None, axes: np.ndarray | None = None, *, mode: str = "constant"
+    x: Operand,
+    pads: np.ndarray,
+    value: Operand | None = None,
+    axes: np.ndarray | None = None,
+    *,
+    mode: str = "constant",
 ) -> str:
     if mode not in ("constant", "reflect", "edge") or axes is not None:
         raise ValueError(f"pad mode {mode!r} or explicit axes")
@@ -274,7 +300,14 @@ def _einsum(*xs: Operand, equation: bytes) -> str:
 
 @op("Gemm")
 def _gemm(
-    a: Operand, b: Operand, c: Operand | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+    a: Operand,
+    b: Operand,
+    c: Operand | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
 ) -> str:
     left, right = f"{a}{'.T' if transA else ''}", f"{b}{'.T' if transB else ''}"
     product = f"jnp.matmul({left}, {right})" if alpha == 1.0 else f"{alpha!r} * jnp.matmul({left}, {right})"
@@ -284,7 +317,9 @@ def _gemm(
 
 
 def _reduction(name: str, template: str) -> None:
-    def reduce(x: Operand, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> str:
+    def reduce(
+        x: Operand, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> str:
         if axes is None and noop_with_empty_axes:
             return x.text
         wanted = range(len(x.shape)) if axes is None else [int(a) % len(x.shape) for a in axes]

@@ -1,8 +1,8 @@
 """Loads a SavedModel signature as one flat GraphDef at one candidate.
 
-Every leading dimension that a client chooses is fixed to 1 and constants are folded, so the plumbing that a batch size needs
-(shape, tile, repeat, reshape to a computed shape) is gone before anything else looks at the graph. Variables stay placeholders:
-embedding tables never pass through a protobuf.
+Every leading dimension that a client chooses is fixed to 1 and constants are folded, so the plumbing that a
+batch size needs (shape, tile, repeat, reshape to a computed shape) is gone before anything else looks at the
+graph. Variables stay placeholders: embedding tables never pass through a protobuf.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from converters.folding import fold
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """An input or output of the signature. `shape` is as declared: `None` is a dimension the client chooses."""
+    """An input or output of the signature. `shape` is as declared: `None` is a dimension the client
+    chooses."""
 
     name: str
     dtype: str
@@ -31,9 +32,10 @@ class SourceTensor:
 class SourceModel:
     """A signature, flat.
 
-    `graph` is inlined and folded at one candidate. Its placeholders are the inputs, `variables` (placeholder name ->
-    tf.Variable) and `tables` (placeholder name -> resource tensor of a lookup table). `results` are its output tensors.
-    `function` is the original signature, the reference of every certificate; `removed` names the ops that folding removed.
+    `graph` is inlined and folded at one candidate. Its placeholders are the inputs, `variables` (placeholder
+    name -> tf.Variable) and `tables` (placeholder name -> resource tensor of a lookup table). `results` are
+    its output tensors. `function` is the original signature, the reference of every certificate; `removed`
+    names the ops that folding removed.
     """
 
     path: Path
@@ -52,8 +54,8 @@ class SourceModel:
     def source_name(self, op: Any) -> str:
         """Name that the op had in the source graph; graphs rename ops when they are built again."""
         if op.name in self.variables:
-            return self.variables[op.name].name.split(":")[0]
-        return self.source_names.get(op.name, op.name)
+            return str(self.variables[op.name].name).split(":")[0]
+        return str(self.source_names.get(op.name, op.name))
 
     def predict(self, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """TensorFlow's own outputs."""
@@ -62,10 +64,19 @@ class SourceModel:
 
 
 def load(path: Path, signature_name: str = "serving_default") -> SourceModel:
-    """Loads, inlines and folds one signature. Raises `ConversionError` for anything that is not a loadable SavedModel."""
+    """Loads, inlines and folds one signature. Raises `ConversionError` for anything that is not a loadable
+    SavedModel."""
     if not (path / "saved_model.pb").is_file():
-        hint = "it is a file" if path.is_file() else "it has no saved_model.pb" if path.is_dir() else "it does not exist"
-        raise ConversionError(f"{path} is not a TensorFlow SavedModel: {hint}; give the directory that holds saved_model.pb")
+        hint = (
+            "it is a file"
+            if path.is_file()
+            else "it has no saved_model.pb"
+            if path.is_dir()
+            else "it does not exist"
+        )
+        raise ConversionError(
+            f"{path} is not a TensorFlow SavedModel: {hint}; give the directory that holds saved_model.pb"
+        )
     try:
         loaded: Any = tf.saved_model.load(str(path))
     except Exception as error:  # TensorFlow raises whatever its C++ and protobuf layers raise
@@ -80,14 +91,16 @@ def load(path: Path, signature_name: str = "serving_default") -> SourceModel:
     by_node = {tensor.op.name: tensor for tensor in function.inputs}
     _, named_inputs = function.structured_input_signature
     inputs = tuple(
-        SourceTensor(name, spec.dtype.name, tuple(spec.shape.as_list()), by_node[_placeholder(function, name)].name)
+        SourceTensor(
+            name, spec.dtype.name, tuple(spec.shape.as_list()), by_node[_placeholder(function, name)].name
+        )
         for name, spec in sorted(named_inputs.items())
     )
     outputs = tuple(
         SourceTensor(name, tensor.dtype.name, _shape(tensor), tensor.name)
         for name, tensor in zip(sorted(function.structured_outputs), function.outputs, strict=True)
     )
-    graph_def = convert_to_constants._run_inline_graph_optimization(function, False, False)
+    graph_def: Any = convert_to_constants._run_inline_graph_optimization(function, False, False)
     nodes_before = {node.name: node.op for node in graph_def.node}
     variables, tables = _bind_captures(function, graph_def)
     _fix_to_one_candidate(graph_def, inputs)
@@ -116,10 +129,16 @@ def load(path: Path, signature_name: str = "serving_default") -> SourceModel:
 def _placeholder(function: Any, name: str) -> str:
     """Name of the graph placeholder that carries a signature argument."""
     for tensor in function.inputs:
-        user_name = tensor.op.get_attr("_user_specified_name") if "_user_specified_name" in tensor.op.node_def.attr else b""
+        user_name = (
+            tensor.op.get_attr("_user_specified_name")
+            if "_user_specified_name" in tensor.op.node_def.attr
+            else b""
+        )
         if user_name.decode() == name or tensor.op.name == name:
             return tensor.op.name
-    raise ConversionError(f"the signature argument {name!r} has no placeholder in its graph; export the model again")
+    raise ConversionError(
+        f"the signature argument {name!r} has no placeholder in its graph; export the model again"
+    )
 
 
 def _shape(tensor: Any) -> tuple[int | None, ...]:
@@ -129,7 +148,8 @@ def _shape(tensor: Any) -> tuple[int | None, ...]:
 
 
 def _bind_captures(function: Any, graph_def: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives every captured value its place: small constants become Const nodes, variables typed placeholders."""
+    """Gives every captured value its place: small constants become Const nodes, variables typed
+    placeholders."""
     nodes = {node.name: node for node in graph_def.node}
     by_handle = {id(v.handle): v for v in function.graph.variables}
     variables: dict[str, Any] = {}
@@ -188,7 +208,8 @@ def _is_resource(node: Any) -> bool:
 
 
 def _resource_gather_to_gather(node: Any) -> None:
-    """ResourceGather reads rows of a variable exactly as Gather reads rows of a tensor; later steps know one op."""
+    """ResourceGather reads rows of a variable exactly as Gather reads rows of a tensor; later steps know one
+    op."""
     if node.attr["batch_dims"].i != 0:
         return
     dtype, indices = node.attr["dtype"].type, node.attr["Tindices"].type
@@ -205,11 +226,14 @@ def _fix_to_one_candidate(graph_def: Any, inputs: tuple[SourceTensor, ...]) -> N
     for tensor in inputs:
         if any(d is None for d in tensor.shape[1:]):
             raise ConversionError(
-                f"input {tensor.name!r} has shape {list(tensor.shape)}: only the first dimension may be open; pad the others "
+                f"input {tensor.name!r} has shape {list(tensor.shape)}: only the first dimension may be "
+                "open; pad the others "
                 "to a fixed length in the exported signature"
             )
         if not tensor.shape:
-            raise ConversionError(f"input {tensor.name!r} is a scalar; give it a leading row dimension in the signature")
+            raise ConversionError(
+                f"input {tensor.name!r} is a scalar; give it a leading row dimension in the signature"
+            )
         node = nodes[tensor.tensor_name.split(":")[0]]
         one = [1 if d is None else d for d in tensor.shape]
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(one).as_proto())

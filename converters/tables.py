@@ -1,4 +1,5 @@
-"""Writes embedding tables and vocabularies to the bundle, straight from TensorFlow's variables and lookup tables."""
+"""Writes embedding tables and vocabularies to the bundle, straight from TensorFlow's variables and lookup
+tables."""
 
 from pathlib import Path
 from typing import Any

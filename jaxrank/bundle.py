@@ -1,5 +1,5 @@
-"""A bundle is the directory that is one model version. This file writes one atomically and opens one only if every byte
-is as it was written."""
+"""A bundle is the directory that is one model version. This file writes one atomically and opens one only if
+every byte is as it was written."""
 
 import hashlib
 import os
@@ -33,7 +33,9 @@ def read_manifest(bundle: Path) -> Manifest:
     for path in manifest.files:
         inside = Path(os.path.normpath(bundle / path))
         if not inside.is_relative_to(os.path.normpath(bundle)):
-            raise BundleError(f"{bundle / MANIFEST} lists a file outside of the bundle: {path!r}; do not use this bundle")
+            raise BundleError(
+                f"{bundle / MANIFEST} lists a file outside of the bundle: {path!r}; do not use this bundle"
+            )
     return manifest
 
 
@@ -43,7 +45,8 @@ def read_host_program(bundle: Path) -> HostProgram:
 
 
 def verify(bundle: Path) -> Manifest:
-    """Reads the manifest and checks the sha256 of every file it lists. Raises `BundleError` naming the first that differs."""
+    """Reads the manifest and checks the sha256 of every file it lists. Raises `BundleError` naming the first
+    that differs."""
     manifest = read_manifest(bundle)
     for path, expected in manifest.files.items():
         if not (bundle / path).is_file():
@@ -58,7 +61,8 @@ def verify(bundle: Path) -> Manifest:
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> Manifest:
-    """Writes `manifest.json` with the sha256 of every other file now in `bundle`. Returns what was written."""
+    """Writes `manifest.json` with the sha256 of every other file now in `bundle`. Returns what was
+    written."""
     files = {
         path.relative_to(bundle).as_posix(): sha256(path)
         for path in sorted(bundle.rglob("*"))
@@ -78,14 +82,16 @@ def write_json(path: Path, value: object) -> None:
 def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Path]:
     """A temporary directory beside `destination` that takes its place only if the body succeeds.
 
-    With `start_from` it begins as a copy of that directory. Nothing is left behind on failure; an existing destination
-    stays as it was until the new one is complete.
+    With `start_from` it begins as a copy of that directory. Nothing is left behind on failure; an existing
+    destination stays as it was until the new one is complete.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         if start_from is not None:
-            shutil.copytree(start_from, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                start_from, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         yield work
         work.chmod(0o755)
         if destination.exists():
@@ -109,7 +115,9 @@ def _decode(path: Path, kind: type[T], schema_version: int) -> T:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise BundleError(f"{path} does not exist; is {path.parent} a bundle written by `jaxrank convert`?") from error
+        raise BundleError(
+            f"{path} does not exist; is {path.parent} a bundle written by `jaxrank convert`?"
+        ) from error
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
     except msgspec.DecodeError as error:

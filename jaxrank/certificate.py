@@ -1,4 +1,5 @@
-"""The certificate of equivalence: how far scores are from TensorFlow's, and whether anybody's ranking changed."""
+"""The certificate of equivalence: how far scores are from TensorFlow's, and whether anybody's ranking
+changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from jaxrank.errors import JaxrankError
 from jaxrank.manifest import Certificate, OutputCertificate
 
 TOLERANCE = 1e-5
-"""Largest absolute error of an output. Float32 carries 24 bits: sums of a few thousand products in another order differ by a
-few times 1e-7 of their size; 1e-5 leaves room for deep models and is far below what reorders a ranking."""
+"""Largest absolute error of an output. Float32 carries 24 bits: sums of a few thousand products in another
+order differ by a few times 1e-7 of their size; 1e-5 leaves room for deep models and is far below what
+reorders a ranking."""
 
 GROUP_ROWS = (1, 7, 200)
-"""Candidates per example request: one row, an odd few, and a page of results; a model that mixes rows fails one of them."""
+"""Candidates per example request: one row, an odd few, and a page of results; a model that mixes rows fails
+one of them."""
 
 
 class CertificateError(JaxrankError):
@@ -37,12 +40,16 @@ class Example:
 
 
 def certify(
-    stage: str, examples: Sequence[Example], found: Sequence[Mapping[str, np.ndarray]], tolerance: float = TOLERANCE
+    stage: str,
+    examples: Sequence[Example],
+    found: Sequence[Mapping[str, np.ndarray]],
+    tolerance: float = TOLERANCE,
 ) -> Certificate:
     """Compares found outputs with the recorded ones, request by request.
 
-    Raises `CertificateError` naming the first output beyond the tolerance; a NaN is beyond every tolerance unless TensorFlow
-    gives one in the same place. Examples on which TensorFlow's output never changes are refused: they prove nothing.
+    Raises `CertificateError` naming the first output beyond the tolerance; a NaN is beyond every tolerance
+    unless TensorFlow gives one in the same place. Examples on which TensorFlow's output never changes are
+    refused: they prove nothing.
     """
     groups: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
     for example, outputs in zip(examples, found, strict=True):
@@ -52,14 +59,17 @@ def certify(
         seen = np.concatenate([e.ravel() for (n, _), pairs in groups.items() if n == name for e, _ in pairs])
         if seen.size > 1 and np.ptp(seen) == 0:
             raise CertificateError(
-                f"TensorFlow's output {name!r} is the same, {seen[0]}, on all {seen.size} example rows, which proves nothing; "
+                f"TensorFlow's output {name!r} is the same, {seen[0]}, on all {seen.size} example rows, "
+                "which proves nothing; "
                 "give recorded requests with --examples"
             )
     results = []
     for (name, rows), pairs in sorted(groups.items()):
         for expected, actual in pairs:
             if expected.shape != actual.shape:
-                raise CertificateError(f"{stage}: output {name!r} is {actual.shape}, TensorFlow's is {expected.shape}")
+                raise CertificateError(
+                    f"{stage}: output {name!r} is {actual.shape}, TensorFlow's is {expected.shape}"
+                )
         results.append(
             OutputCertificate(
                 output=name,
@@ -73,15 +83,18 @@ def certify(
     for result in results:
         if not result.max_abs_error <= tolerance:
             raise CertificateError(
-                f"{stage}: output {result.output!r} differs from TensorFlow's by {result.max_abs_error:.2e} on "
-                f"{result.rows} candidates; the tolerance is {tolerance:.0e}. Scores that differ only beyond one candidate "
+                f"{stage}: output {result.output!r} differs from TensorFlow's by "
+                f"{result.max_abs_error:.2e} on "
+                f"{result.rows} candidates; the tolerance is {tolerance:.0e}. Scores that differ only "
+                "beyond one candidate "
                 "mean that the model mixes candidates, which is not supported yet"
             )
     return Certificate(stage=stage, tolerance=tolerance, requests=len(examples), outputs=tuple(results))
 
 
 def save_examples(bundle: Path, examples: Sequence[Example]) -> None:
-    """Writes examples to `warmup/examples.npz`; strings as base64 JSON would lose nothing, so they are stored as bytes."""
+    """Writes examples to `warmup/examples.npz`; strings as base64 JSON would lose nothing, so they are stored
+    as bytes."""
     arrays: dict[str, np.ndarray] = {"count": np.array(len(examples))}
     for i, example in enumerate(examples):
         for kind, values in (("in", example.features), ("out", example.outputs)):
@@ -101,7 +114,9 @@ def save_examples(bundle: Path, examples: Sequence[Example]) -> None:
 def load_examples(bundle: Path) -> list[Example]:
     """Reads what `save_examples` wrote."""
     with np.load(bundle / files.EXAMPLES, allow_pickle=False) as stored:
-        parts: list[dict[str, dict[str, np.ndarray]]] = [{"in": {}, "out": {}} for _ in range(int(stored["count"]))]
+        parts: list[dict[str, dict[str, np.ndarray]]] = [
+            {"in": {}, "out": {}} for _ in range(int(stored["count"]))
+        ]
         for key in stored.files:
             if key == "count" or key.endswith("/lengths"):
                 continue
@@ -148,9 +163,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _top_overlap(expected: np.ndarray, actual: np.ndarray, k: int) -> float:
-    """Share of the expected top k found in the actual top k; rows that tie with the k-th expected score count as found."""
+    """Share of the expected top k found in the actual top k; rows that tie with the k-th expected score count
+    as found."""
     if expected.ndim != 1:
-        return _top_overlap(expected.reshape(len(expected), -1)[:, 0], actual.reshape(len(actual), -1)[:, 0], k)
+        return _top_overlap(
+            expected.reshape(len(expected), -1)[:, 0], actual.reshape(len(actual), -1)[:, 0], k
+        )
     k = min(k, len(expected))
     top = np.argsort(-actual, kind="stable")[:k]
     kth = np.sort(expected)[::-1][k - 1]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 
 def concatenate(values: Sequence[jax.Array], axis: int) -> jax.Array:
-    """`jnp.concatenate` along a feature axis, where one request row (`[1, ...]`) stands beside N candidate rows."""
+    """`jnp.concatenate` along a feature axis, where one request row (`[1, ...]`) stands beside N candidate
+    rows."""
     rows = max(v.shape[0] for v in values)
     return jnp.concatenate([jnp.broadcast_to(v, (rows, *v.shape[1:])) for v in values], axis=axis)

@@ -1,4 +1,5 @@
-"""A bundle's Flax module with its weights, as Python objects: for training, for the compiler, and for certificates."""
+"""A bundle's Flax module with its weights, as Python objects: for training, for the compiler, and for
+certificates."""
 
 import importlib.util
 import sys
@@ -20,7 +21,8 @@ from jaxrank.manifest import Scope
 
 
 def load_flax(bundle: Path) -> nnx.Module:
-    """The bundle's `Ranker` with trained weights. Runs the bundle's `model.py`: only for bundles that you trust.
+    """The bundle's `Ranker` with trained weights. Runs the bundle's `model.py`: only for bundles that you
+    trust.
 
     Raises `BundleError` when `params.safetensors` does not fit the module.
     """
@@ -34,7 +36,8 @@ def load_flax(bundle: Path) -> nnx.Module:
     for name, param in expected.items():
         if param.shape != weights[name].shape:
             raise BundleError(
-                f"{bundle / files.PARAMS}: {name} has shape {weights[name].shape}, the module expects {param.shape}"
+                f"{bundle / files.PARAMS}: {name} has shape {weights[name].shape}, the module expects "
+                f"{param.shape}"
             )
         param[...] = jnp.asarray(weights[name])
     nnx.update(ranker, state)
@@ -61,8 +64,8 @@ def load_source(bundle: Path) -> ModuleType:
 def rows_function(bundle: Path) -> Callable[[Any, Any], tuple[Any, ...]]:
     """`(request_block [1, R], candidate_block [N, C]) -> outputs [N, ...]`, in the order of the signature.
 
-    The module runs on one candidate row, vmapped over candidates: JAX's batching rules leave alone what depends on the
-    request only.
+    The module runs on one candidate row, vmapped over candidates: JAX's batching rules leave alone what
+    depends on the request only.
     """
     manifest, program = files.read_manifest(bundle), files.read_host_program(bundle)
     source = load_source(bundle)

@@ -1,9 +1,10 @@
 """The schema of `host_program.json`: the sparse half of a model as data, a short list of host operators.
 
-A host program turns the raw features of one request into two *feature blocks* of float32, one row per scope row:
-`request` is `[1, width]`, `candidate` is `[N, width]`. Tensors are named; an operator reads named tensors and
-writes one. Tensors keep TensorFlow's layout with the leading row dimension, so an operator runs unchanged on one row or
-on thousands. The scope of a tensor is `request` when everything it was computed from is.
+A host program turns the raw features of one request into two *feature blocks* of float32, one row per scope
+row: `request` is `[1, width]`, `candidate` is `[N, width]`. Tensors are named; an operator reads named
+tensors and writes one. Tensors keep TensorFlow's layout with the leading row dimension, so an operator runs
+unchanged on one row or on thousands. The scope of a tensor is `request` when everything it was computed from
+is.
 """
 
 from typing import Any, Literal
@@ -18,8 +19,8 @@ HOST_SCHEMA_VERSION = 1
 class HostOperator(msgspec.Struct, frozen=True, kw_only=True):
     """One step: `op` names an entry of `serving.host.operators`, `inputs` and `output` name tensors.
 
-    `name` is the TensorFlow op it stands for, for error messages. `attrs` are JSON values; constants of the graph are
-    attributes, never inputs.
+    `name` is the TensorFlow op it stands for, for error messages. `attrs` are JSON values; constants of the
+    graph are attributes, never inputs.
     """
 
     op: str
@@ -31,7 +32,8 @@ class HostOperator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockColumn(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one tensor lies in its scope's feature block: columns `[offset, offset + prod(shape))`, row-major."""
+    """Where one tensor lies in its scope's feature block: columns `[offset, offset + prod(shape))`,
+    row-major."""
 
     tensor: str
     feature: str

@@ -1,4 +1,5 @@
-"""The schema of `manifest.json`: everything a reader must know about a bundle before it opens another file."""
+"""The schema of `manifest.json`: everything a reader must know about a bundle before it opens another
+file."""
 
 from typing import Literal
 
@@ -13,9 +14,10 @@ Scope = Literal["request", "candidate"]
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One input or output of the signature, as the TensorFlow model declares it.
 
-    `shape` includes the leading row dimension; `None` is a dimension that the client chooses. `dtype` is TensorFlow's
-    name of it ("float32", "int64", "string", ...). A request-scope tensor has the same value for every candidate: the
-    server takes it once (`[1, ...]`), or repeated on every row where the signature's leading dimension is `None`.
+    `shape` includes the leading row dimension; `None` is a dimension that the client chooses. `dtype` is
+    TensorFlow's name of it ("float32", "int64", "string", ...). A request-scope tensor has the same value for
+    every candidate: the server takes it once (`[1, ...]`), or repeated on every row where the signature's
+    leading dimension is `None`.
     """
 
     name: str
@@ -36,7 +38,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """An embedding table: `tables/<name>.npy`, a C-contiguous `[rows, dim]` array that the server maps into memory."""
+    """An embedding table: `tables/<name>.npy`, a C-contiguous `[rows, dim]` array that the server maps into
+    memory."""
 
     name: str
     rows: int
@@ -47,10 +50,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """A static lookup table from keys (strings or int64) to int64 values, with TensorFlow's default for unknown keys.
+    """A static lookup table from keys (strings or int64) to int64 values, with TensorFlow's default for
+    unknown keys.
 
-    String keys lie end to end in `<file>.keys.npy` (uint8) with `<file>.offsets.npy` (int64, `size + 1`) beside it;
-    int64 keys are `<file>.keys.npy` themselves. Values are `<file>.values.npy` (int64).
+    String keys lie end to end in `<file>.keys.npy` (uint8) with `<file>.offsets.npy` (int64, `size + 1`)
+    beside it; int64 keys are `<file>.keys.npy` themselves. Values are `<file>.values.npy` (int64).
     """
 
     name: str
@@ -97,8 +101,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
-    """Floating-point operations of the dense half. For N candidates the source graph does `source_per_candidate * N`;
-    the compiled program does `request + candidate * N`. A multiply-add counts as two."""
+    """Floating-point operations of the dense half. For N candidates the source graph does
+    `source_per_candidate * N`; the compiled program does `request + candidate * N`. A multiply-add counts as
+    two."""
 
     source_per_candidate: int
     request: int

@@ -1,3 +1,5 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Compiles a bundle's Flax module for one or more targets and puts the modules into the bundle."""
 
 from collections.abc import Callable, Sequence
@@ -29,9 +31,14 @@ Progress = Callable[[str], None]
 
 
 def compile_bundle(
-    bundle: Path, targets: Sequence[str], *, max_candidates: int | None = None, progress: Progress = lambda text: None
+    bundle: Path,
+    targets: Sequence[str],
+    *,
+    max_candidates: int | None = None,
+    progress: Progress = lambda text: None,
 ) -> Manifest:
-    """Compiles for every target, checks what can run here against TensorFlow's recorded outputs, and rewrites the bundle.
+    """Compiles for every target, checks what can run here against TensorFlow's recorded outputs, and rewrites
+    the bundle.
 
     The bundle is replaced as a whole at the end; on any error it stays as it was.
 
@@ -50,7 +57,7 @@ def compile_bundle(
         weights = externalize_weights(module)
         (work / files.WEIGHTS).unlink(missing_ok=True)
         if weights:
-            save_archive_file(weights, str(work / files.WEIGHTS))
+            save_archive_file(weights, work / files.WEIGHTS)
         (work / files.DENSE).write_text(str(module))
         by_reference = _legalized(module)
         compiled = {t.name: t for t in manifest.targets}
@@ -64,7 +71,9 @@ def compile_bundle(
             manifest,
             max_candidates=max_candidates or manifest.max_candidates,
             flops=Flops(
-                source_per_candidate=source, request=dot_flops(towers.request), candidate=dot_flops(towers.candidate)
+                source_per_candidate=source,
+                request=dot_flops(towers.request),
+                candidate=dot_flops(towers.candidate),
             ),
             state=tuple(StateTensor(shape=tuple(a.shape), dtype=str(a.dtype)) for a in towers.state),
             targets=tuple(compiled.values()),

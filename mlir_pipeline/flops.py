@@ -6,7 +6,8 @@ from jax.extend import core
 
 
 def dot_flops(closed: core.ClosedJaxpr) -> int:
-    """FLOPs of every `dot_general`, with the number of candidates taken as 1. A multiply-add counts as two."""
+    """FLOPs of every `dot_general`, with the number of candidates taken as 1. A multiply-add counts as
+    two."""
     total = 0
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

@@ -1,3 +1,5 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """IREE modules from lowered StableHLO: the flags of each target, in one place."""
 
 from dataclasses import dataclass
@@ -11,13 +13,16 @@ from mlir_pipeline.errors import CompileError
 
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
 
-# What every Vulkan 1.1 device with 32 KiB of shared memory has. IREE's named profiles fix a subgroup size, and a reduction over
-# 32 lanes is silently wrong on a device with another one (Mesa's software device has 8), so subgroup operations are off.
-_PORTABLE_VULKAN = """#hal.device.target<"vulkan", [#hal.executable.target<"vulkan-spirv", "vulkan-spirv-fb", {
+# What every Vulkan 1.1 device with 32 KiB of shared memory has. IREE's named profiles fix a subgroup size,
+# and a reduction over 32 lanes is silently wrong on a device with another one (Mesa's software device has 8),
+# so subgroup operations are off.
+_PORTABLE_VULKAN = """#hal.device.target<"vulkan", [
+  #hal.executable.target<"vulkan-spirv", "vulkan-spirv-fb", {
   iree_codegen.target_info = #iree_gpu.target<arch = "portable", features = "spirv:v1.3,cap:Shader",
     wgp = <compute = fp32|int32|int8, storage = b32|b8, subgroup = none, subgroup_size_choices = [32],
            max_workgroup_sizes = [128, 128, 64], max_thread_count_per_workgroup = 128,
-           max_workgroup_memory_bytes = 32768, max_workgroup_counts = [65535, 65535, 65535]>>}>]> : !hal.device"""
+           max_workgroup_memory_bytes = 32768,
+           max_workgroup_counts = [65535, 65535, 65535]>>}>]> : !hal.device"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class IreeTarget:
 def parse_target(name: str) -> IreeTarget:
     """`cpu`, `cuda:sm_80` or `vulkan`. Raises `CompileError` with the list of targets."""
     if name == "cpu":
-        # Data tiling is off: on attention over a history it packs every activation and costs more than it gains.
+        # Data tiling is off: on attention over a history it packs every activation and costs more than it
+        # gains.
         flags = (
             "--iree-hal-target-device=local",
             "--iree-hal-local-target-device-backends=llvm-cpu",
@@ -52,11 +58,13 @@ def parse_target(name: str) -> IreeTarget:
         return IreeTarget(name, "local-sync", flags)
     kind, _, architecture = name.partition(":")
     if kind == "cuda" and architecture in CUDA_ARCHITECTURES:
-        return IreeTarget(name, "cuda", ("--iree-hal-target-device=cuda", f"--iree-cuda-target={architecture}"))
+        return IreeTarget(
+            name, "cuda", ("--iree-hal-target-device=cuda", f"--iree-cuda-target={architecture}")
+        )
     if name == "vulkan":
         # IREE 3.13's Vulkan allocator refuses the buffer that parameters are loaded into (DEVICE_LOCAL with
-        # SHARING_IMMUTABLE, a sibling of https://github.com/iree-org/iree/issues/24717), so weights stay in the module;
-        # tests/mlir_pipeline/test_workarounds.py notices when that is fixed.
+        # SHARING_IMMUTABLE, a sibling of https://github.com/iree-org/iree/issues/24717), so weights stay in
+        # the module; tests/mlir_pipeline/test_workarounds.py notices when that is fixed.
         return IreeTarget(name, "vulkan", (), device=_PORTABLE_VULKAN, inline_weights=True)
     known = ["cpu", *(f"cuda:{a}" for a in CUDA_ARCHITECTURES), "vulkan"]
     raise CompileError(f"there is no target {name!r}; targets are: {', '.join(known)}")
@@ -76,7 +84,9 @@ def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
     if target.device is not None:
         with ir.Context():
             parsed = ir.Module.parse(module)
-            parsed.operation.attributes["hal.device.targets"] = ir.ArrayAttr.get([ir.Attribute.parse(target.device)])
+            parsed.operation.attributes["hal.device.targets"] = ir.ArrayAttr.get(
+                [ir.Attribute.parse(target.device)]
+            )
             module = str(parsed)
     try:
         iree_tools.compile_str(module, output_file=str(directory / "dense.vmfb"), extra_args=flags)

@@ -1,3 +1,5 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Flat jaxprs: function calls inlined, so that every later step sees one list of primitive equations."""
 
 from collections.abc import Callable, Sequence
@@ -7,8 +9,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-# Call-like primitives and the parameter that holds their body. Their only effect is a name or a derivative rule, neither
-# of which an inference program needs.
+# Call-like primitives and the parameter that holds their body. Their only effect is a name or a derivative
+# rule, neither of which an inference program needs.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -21,8 +23,8 @@ _CALLS = {
 
 Read = Callable[[Any], Any]
 EquationRule = Callable[[core.JaxprEqn, Read], list[Any] | None]
-"""Given an equation and a function from its variables (or any earlier one's) to their values, the values of its outputs, or
-None to bind it unchanged."""
+"""Given an equation and a function from its variables (or any earlier one's) to their values, the values of
+its outputs, or None to bind it unchanged."""
 
 
 def flat_jaxpr(function: Callable[..., Any], *avals: jax.ShapeDtypeStruct) -> core.ClosedJaxpr:
@@ -59,8 +61,12 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rule
 
 
 def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
-    """The equation as it is; one that depends on weights alone is computed now, unless it only repeats them."""
-    known = all(isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer) for value in inputs)
+    """The equation as it is; one that depends on weights alone is computed now, unless it only repeats
+    them."""
+    known = all(
+        isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
+        for value in inputs
+    )
     if inputs and known and eqn.primitive.name != "broadcast_in_dim":
         with jax.ensure_compile_time_eval():
             found = eqn.primitive.bind(*inputs, **eqn.params)

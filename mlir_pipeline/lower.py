@@ -1,3 +1,5 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Towers to one StableHLO module with a public function for each."""
 
 from collections.abc import Sequence
@@ -40,9 +42,10 @@ def _export(name: str, tower: core.ClosedJaxpr, context: ir.Context) -> str:
 
 
 def drop_shape_assertions(module: ir.Module) -> bool:
-    """Removes JAX's run-time checks of dimension variables, which IREE has no lowering for. Returns whether it found any.
+    """Removes JAX's run-time checks of dimension variables. Returns whether it found any.
 
-    The server checks the number of candidates before a request reaches a module.
+    The server checks the number of candidates before a request reaches a module; IREE ignores the checks, but
+    the arithmetic that feeds them would stay as work for the device.
     """
     found: list[ir.Operation] = []
 
@@ -69,6 +72,7 @@ def _check_dynamic_dims(name: str, tower: core.ClosedJaxpr) -> None:
         collect(eqn.outvars)
     if len(symbols) > 1:
         raise CompileError(
-            f"{name} has dimensions {sorted(symbols)}: only the number of candidates may be dynamic. The model mixes rows "
+            f"{name} has dimensions {sorted(symbols)}: only the number of candidates may be dynamic. The "
+            "model mixes rows "
             "(for example a softmax over candidates); that is not supported yet"
         )

@@ -1,4 +1,5 @@
-"""The split by dataflow: what depends on request features only is the request tower, the rest is the candidate tower."""
+"""The split by dataflow: what depends on request features only is the request tower, the rest is the
+candidate tower."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +9,26 @@ from jax.extend import core
 
 from mlir_pipeline.jaxpr import drop_dead
 
-# A request value made only by copying another one is made again in the candidate tower: the state stays small.
-_COPIES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "copy", "stop_gradient", "convert_element_type"}
+# A request value made only by copying another one is made again in the candidate tower: the state stays
+# small.
+_COPIES = {
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "transpose",
+    "copy",
+    "stop_gradient",
+    "convert_element_type",
+}
 
 
 @dataclass(frozen=True)
 class Towers:
     """The two halves of a dense program.
 
-    `request`: `(request_block [1, R]) -> state`. `candidate`: `(*state, candidate_block [n, C]) -> outputs [n, ...]`.
-    `state` are the avals of the values that cross, in order.
+    `request`: `(request_block [1, R]) -> state`. `candidate`: `(*state, candidate_block [n, C]) -> outputs
+    [n, ...]`. `state` are the avals of the values that cross, in order.
     """
 
     request: core.ClosedJaxpr
@@ -28,8 +39,8 @@ class Towers:
 def split(closed: core.ClosedJaxpr) -> Towers:
     """Splits a flat jaxpr of `(request_block, candidate_block) -> outputs`.
 
-    Every output belongs to the candidate tower, also one that no candidate feature reaches. Equations that depend on weights
-    alone are copied to whichever tower uses them.
+    Every output belongs to the candidate tower, also one that no candidate feature reaches. Equations that
+    depend on weights alone are copied to whichever tower uses them.
     """
     jaxpr = closed.jaxpr
     request_in, candidate_in = jaxpr.invars
@@ -62,7 +73,9 @@ def split(closed: core.ClosedJaxpr) -> Towers:
     order = {v: i for i, v in enumerate([*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)])}
     state.sort(key=lambda v: order[v])
 
-    def tower(invars: Sequence[core.Var], outvars: Sequence[Any], eqns: list[core.JaxprEqn]) -> core.ClosedJaxpr:
+    def tower(
+        invars: Sequence[core.Var], outvars: Sequence[Any], eqns: list[core.JaxprEqn]
+    ) -> core.ClosedJaxpr:
         flat = core.Jaxpr(
             constvars=jaxpr.constvars,
             invars=list(invars),
@@ -75,6 +88,8 @@ def split(closed: core.ClosedJaxpr) -> Towers:
 
     return Towers(
         request=tower([request_in], state, [e for e in jaxpr.eqns if not set(e.outvars) & from_candidate]),
-        candidate=tower([*state, candidate_in], jaxpr.outvars, [e for e in jaxpr.eqns if id(e) in in_candidate_tower]),
+        candidate=tower(
+            [*state, candidate_in], jaxpr.outvars, [e for e in jaxpr.eqns if id(e) in in_candidate_tower]
+        ),
         state=tuple(v.aval for v in state),
     )

@@ -14,10 +14,14 @@ _MAX_MESSAGE = 256 << 20
 
 
 class PredictClient:
-    """One channel to a server, `host:port`. Calls raise `grpc.RpcError` with the server's status and message."""
+    """One channel to a server, `host:port`. Calls raise `grpc.RpcError` with the server's status and
+    message."""
 
     def __init__(self, address: str):
-        limits = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
+        limits = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            ("grpc.max_send_message_length", _MAX_MESSAGE),
+        ]
         self.channel = grpc.insecure_channel(address, options=limits)
         self._predict = self.channel.unary_unary(
             f"/{SERVICE}/Predict", pb.PredictRequest.SerializeToString, pb.PredictResponse.FromString
@@ -48,7 +52,9 @@ class PredictClient:
 
     def signature(self, model: str, *, timeout: float | None = 30.0) -> dict[str, tensor_pb2.SignatureDef]:
         """Signatures of a model, by name."""
-        request = pb.GetModelMetadataRequest(model_spec=pb.ModelSpec(name=model), metadata_field=["signature_def"])
+        request = pb.GetModelMetadataRequest(
+            model_spec=pb.ModelSpec(name=model), metadata_field=["signature_def"]
+        )
         packed = self._metadata(request, timeout=timeout).metadata["signature_def"]
         return dict(pb.SignatureDefMap.FromString(packed.value).signature_def)
 

@@ -1,7 +1,8 @@
 """The dense half: runs a bundle's IREE module on feature blocks.
 
-A request's candidates are cut into slices that run side by side, one on each *stream* (its own HAL device and VM context on
-one shared VmInstance). Slices keep activations in the cache and let one request use all cores; the request tower runs once.
+A request's candidates are cut into slices that run side by side, one on each *stream* (its own HAL device and
+VM context on one shared VmInstance). Slices keep activations in the cache and let one request use all cores;
+the request tower runs once.
 """
 
 import os
@@ -21,8 +22,8 @@ from serving.host.program import FeatureBlocks
 from serving.transfer import to_host
 
 PARAMETER_SCOPE = "model"
-# Candidates of one call on a CPU stream. Larger slices leave the L2 cache, smaller ones pay more for their dispatches;
-# docs/architecture.md has the measurement.
+# Candidates of one call on a CPU stream. Larger slices leave the L2 cache, smaller ones pay more for their
+# dispatches; docs/architecture.md has the measurement.
 _CPU_SLICE = 256
 _CPU_SMALLEST_SLICE = 32
 
@@ -97,9 +98,10 @@ class IreeEngine:
 
     def _open_stream(self, barrier: threading.Barrier) -> None:
         try:
-            # Reusing buffers saves page faults on the host; IREE 3.13's caching allocator asks a Vulkan device for memory that
-            # it refuses (tests/mlir_pipeline/test_workarounds.py notices when it no longer does).
-            allocators = ["caching"] if self._on_cpu else None
+            # Reusing buffers saves page faults on the host; IREE 3.13's caching allocator asks a Vulkan
+            # device for memory that it refuses (tests/mlir_pipeline/test_workarounds.py notices when it no
+            # longer does).
+            allocators: Any = ["caching"] if self._on_cpu else None
             device = rt.get_driver(self._target.driver).create_default_device(allocators=allocators)
             self._local.device = device
             modules = [rt.create_hal_module(self._instance, device)]

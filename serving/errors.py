@@ -1,4 +1,5 @@
-"""Why a request is refused, and the gRPC status code that says so. This is the one place that maps errors to codes."""
+"""Why a request is refused, and the gRPC status code that says so. This is the one place that maps errors to
+codes."""
 
 import grpc
 

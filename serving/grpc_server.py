@@ -44,12 +44,14 @@ class Server:
     def __init__(self, options: ServerOptions):
         """Loads what is in the models directory and starts to answer. Raises `StartError`."""
         if not options.models_dir.is_dir():
-            raise StartError(f"{options.models_dir} is not a directory; it must hold <model>/<version>/ bundles")
+            raise StartError(
+                f"{options.models_dir} is not a directory; it must hold <model>/<version>/ bundles"
+            )
         self._options = options
         self.repository = ModelRepository(options.models_dir, target=options.target, streams=options.streams)
         size = options.max_message_mib << 20
-        # gRPC hands a request to a worker thread as soon as one is free; a few more may wait, the rest is refused at once
-        # (RESOURCE_EXHAUSTED) instead of growing a queue.
+        # gRPC hands a request to a worker thread as soon as one is free; a few more may wait, the rest is
+        # refused at once (RESOURCE_EXHAUSTED) instead of growing a queue.
         self._server = grpc.server(
             ThreadPoolExecutor(options.workers, thread_name_prefix="rpc"),
             maximum_concurrent_rpcs=options.workers * 8,
@@ -69,7 +71,8 @@ class Server:
             port = self._server.add_insecure_port(f"{options.host}:{options.port}")
         except RuntimeError as error:
             raise StartError(
-                f"cannot listen on {options.host}:{options.port}: {error}; is another server on that port? (--port)"
+                f"cannot listen on {options.host}:{options.port}: {error}; is another server on that "
+                "port? (--port)"
             ) from error
         self.address = f"{options.host}:{port}"
         self._report_health()
@@ -81,7 +84,8 @@ class Server:
         self.repository.watch(options.poll_seconds)
 
     def stop(self) -> None:
-        """Refuses new requests, lets those in flight finish within the grace period, and closes every model."""
+        """Refuses new requests, lets those in flight finish within the grace period, and closes every
+        model."""
         self._stopped.set()
         self._monitor.join()
         self._health.enter_graceful_shutdown()

@@ -31,7 +31,8 @@ class Model:
         if target not in compiled:
             has = ", ".join(sorted(compiled)) or "none"
             raise BundleError(
-                f"{bundle} is not compiled for {target!r} (it has: {has}); run jaxrank compile {bundle} --target {target}"
+                f"{bundle} is not compiled for {target!r} (it has: {has}); run jaxrank compile {bundle} "
+                f"--target {target}"
             )
         host = HostProgramRunner(bundle, manifest)
         return cls(manifest, host, IreeEngine(bundle, manifest, compiled[target], streams=streams))
@@ -42,8 +43,8 @@ class Model:
         """Scores checked features (see `serving.validation`).
 
         Args:
-            inputs: request-scope arrays with one row, candidate-scope arrays with N; strings are object arrays of bytes.
-            outputs: names of the outputs to return; all by default.
+            inputs: request-scope arrays with one row, candidate-scope arrays with N; strings are object
+            arrays of bytes. outputs: names of the outputs to return; all by default.
 
         Returns:
             `[N, ...]` arrays by output name.

@@ -1,8 +1,9 @@
 """Which models and versions answer: `MODELS_DIR/<name>/<version>/` bundles, watched while the server runs.
 
-The highest version that loads is served. A new version is loaded beside the old one and takes over in one step; the old one
-closes when its last request is done. A version that does not load is logged with the file at fault, and what was served before
-goes on. A model whose directory is gone is unloaded, as in TensorFlow Serving.
+The highest version that loads is served. A new version is loaded beside the old one and takes over in one
+step; the old one closes when its last request is done. A version that does not load is logged with the file
+at fault, and what was served before goes on. A model whose directory is gone is unloaded, as in TensorFlow
+Serving.
 """
 
 import logging
@@ -22,7 +23,8 @@ log = logging.getLogger("jaxrank")
 
 @dataclass
 class _Served:
-    """One loaded version. `users` counts requests in flight; the model closes when it is retired and they are done."""
+    """One loaded version. `users` counts requests in flight; the model closes when it is retired and they are
+    done."""
 
     version: int
     model: Model
@@ -50,7 +52,8 @@ class ModelRepository:
         self._watcher: threading.Thread | None = None
 
     def scan(self) -> None:
-        """Looks at the directory once and loads, switches and unloads what changed. Never raises for a bad bundle."""
+        """Looks at the directory once and loads, switches and unloads what changed. Never raises for a bad
+        bundle."""
         found = self._versions()
         if found is None:
             return
@@ -84,7 +87,9 @@ class ModelRepository:
             if served is None:
                 raise self._unknown(name)
             if version is not None and version != served.version:
-                raise ModelNotFoundError(f"model {name!r} has no version {version}; version {served.version} is served")
+                raise ModelNotFoundError(
+                    f"model {name!r} has no version {version}; version {served.version} is served"
+                )
             served.users += 1
         try:
             yield served.model, served.version
@@ -112,7 +117,9 @@ class ModelRepository:
         shown = name[:200]
         failed = [version for model, version in self._state.failed if model == name]
         if failed:
-            return ModelUnavailableError(f"model {shown!r} has no version that loads (tried {sorted(failed)}); see the log")
+            return ModelUnavailableError(
+                f"model {shown!r} has no version that loads (tried {sorted(failed)}); see the log"
+            )
         there = ", ".join(sorted(self._state.served)) or "none"
         return ModelNotFoundError(f"there is no model {shown!r}; models: {there}")
 
@@ -120,7 +127,9 @@ class ModelRepository:
         try:
             models = [p for p in self._models_dir.iterdir() if p.is_dir() and not p.name.startswith(".")]
             return {
-                model.name: {int(v.name): v for v in model.iterdir() if v.name.isdecimal() and (v / MANIFEST).is_file()}
+                model.name: {
+                    int(v.name): v for v in model.iterdir() if v.name.isdecimal() and (v / MANIFEST).is_file()
+                }
                 for model in models
             }
         except OSError as error:

@@ -1,7 +1,7 @@
 """TensorFlow Serving's PredictionService over the repository: decode, predict, encode.
 
-Messages arrive as bytes and are parsed here, so that a damaged one gets a status of its own. Every error becomes a status in
-`_answer`, nowhere else.
+Messages arrive as bytes and are parsed here, so that a damaged one gets a status of its own. Every error
+becomes a status in `_answer`, nowhere else.
 """
 
 import logging
@@ -30,7 +30,8 @@ M = TypeVar("M", bound=Message)
 
 
 class PredictionServicer:
-    """The two calls, each from request bytes to response bytes. `handler` binds them under the public name."""
+    """The two calls, each from request bytes to response bytes. `handler` binds them under the public
+    name."""
 
     def __init__(self, repository: ModelRepository):
         self._repository = repository
@@ -39,7 +40,8 @@ class PredictionServicer:
         """For `grpc.Server.add_generic_rpc_handlers`."""
         calls = {"Predict": self._predict, "GetModelMetadata": self._metadata}
         return grpc.method_handlers_generic_handler(
-            SERVICE, {name: grpc.unary_unary_rpc_method_handler(_answer(call)) for name, call in calls.items()}
+            SERVICE,
+            {name: grpc.unary_unary_rpc_method_handler(_answer(call)) for name, call in calls.items()},
         )
 
     def _predict(self, data: bytes) -> bytes:
@@ -61,7 +63,9 @@ class PredictionServicer:
             raise InvalidRequestError(f"metadata_field is empty; ask for {_SIGNATURE_DEF!r}")
         for name in request.metadata_field:
             if name != _SIGNATURE_DEF:
-                raise InvalidRequestError(f"there is no metadata_field {name[:200]!r}; ask for {_SIGNATURE_DEF!r}")
+                raise InvalidRequestError(
+                    f"there is no metadata_field {name[:200]!r}; ask for {_SIGNATURE_DEF!r}"
+                )
         with self._repository.lend(request.model_spec.name, _version(request.model_spec)) as (model, version):
             signature = model.manifest.signature
         definition = tensor_pb2.SignatureDef(
@@ -92,7 +96,9 @@ def _answer(call: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerCon
         except Exception:
             number = uuid.uuid4().hex[:8]
             log.exception("request failed, error %s", number)
-            context.abort(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has the details")
+            context.abort(
+                grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has the details"
+            )
 
     return run
 
@@ -101,13 +107,16 @@ def _parse(kind: type[M], data: bytes) -> M:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise InvalidRequestError(f"the request is not a {kind.__name__}: {len(data)} bytes do not parse") from error
+        raise InvalidRequestError(
+            f"the request is not a {kind.__name__}: {len(data)} bytes do not parse"
+        ) from error
 
 
 def _version(spec: pb.ModelSpec) -> int | None:
     if spec.WhichOneof("version_choice") == "version_label":
         raise InvalidRequestError(
-            f"version label {spec.version_label[:200]!r}: labels are not supported; give a version number, or none"
+            f"version label {spec.version_label[:200]!r}: labels are not supported; give a version "
+            "number, or none"
         )
     if not spec.name:
         raise InvalidRequestError("model_spec.name is empty; name the model")
@@ -123,7 +132,9 @@ def _output_filter(names: list[str], signature: Signature) -> list[str] | None:
     known = [t.name for t in signature.outputs]
     for name in names:
         if name not in known:
-            raise InvalidRequestError(f"output_filter names {name[:200]!r}; the outputs are: {', '.join(known)}")
+            raise InvalidRequestError(
+                f"output_filter names {name[:200]!r}; the outputs are: {', '.join(known)}"
+            )
     return names or None
 
 
@@ -137,4 +148,3 @@ def _tensor_info(spec: TensorSpec) -> tensor_pb2.TensorInfo:
     return tensor_pb2.TensorInfo(
         name=spec.tensor_name, dtype=dtype_number(spec.dtype), tensor_shape=shape_proto(spec.shape)
     )
-

@@ -10,8 +10,8 @@ import numpy as np
 def to_host(device: Any, result: rt.DeviceArray) -> np.ndarray:
     """A copy of a result in host memory.
 
-    Where the device's memory is not the host's, it is copied into pages of our own: IREE's `DeviceArray.to_host` imports
-    whatever address NumPy returns, and a Vulkan device takes only whole pages.
+    Where the device's memory is not the host's, it is copied into pages of our own: IREE's
+    `DeviceArray.to_host` imports whatever address NumPy returns, and a Vulkan device takes only whole pages.
     """
     view = result._buffer_view
     source = view.get_buffer()

@@ -13,14 +13,18 @@ from serving.wire import tensor_pb2
 from serving.wire.codec import decode
 
 
-def validate(inputs: Mapping[str, np.ndarray], signature: Signature, max_candidates: int) -> dict[str, np.ndarray]:
-    """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with N equal rows counts.
+def validate(
+    inputs: Mapping[str, np.ndarray], signature: Signature, max_candidates: int
+) -> dict[str, np.ndarray]:
+    """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with N equal
+    rows counts.
 
-    A request-scope feature may come once, or repeated on every row where the signature leaves its rows open: then all rows must
-    be equal, and one is kept.
+    A request-scope feature may come once, or repeated on every row where the signature leaves its rows open:
+    then all rows must be equal, and one is kept.
 
     Raises:
-        InvalidRequestError: a missing or unknown feature, another dtype, rank or size, row counts that differ, no candidates or
+        InvalidRequestError: a missing or unknown feature, another dtype, rank or size, row counts that
+        differ, no candidates or
             too many. The message names the feature.
     """
     specs = {spec.name: spec for spec in signature.inputs}
@@ -32,14 +36,18 @@ def validate(inputs: Mapping[str, np.ndarray], signature: Signature, max_candida
     for name, count in counts.items():
         if count != rows:
             raise InvalidRequestError(
-                f"feature {name!r} has {count} rows but {next(iter(counts))!r} has {rows}; every candidate feature must have one "
+                f"feature {name!r} has {count} rows but {next(iter(counts))!r} has {rows}; every "
+                "candidate feature must have one "
                 "row for each candidate"
             )
     if not rows:
-        raise InvalidRequestError(f"feature {next(iter(counts))!r} has no rows; at least one candidate is needed")
+        raise InvalidRequestError(
+            f"feature {next(iter(counts))!r} has no rows; at least one candidate is needed"
+        )
     if rows > max_candidates:
         raise InvalidRequestError(
-            f"feature {next(iter(counts))!r} has {rows} candidates; this model takes at most {max_candidates} in one request"
+            f"feature {next(iter(counts))!r} has {rows} candidates; this model takes at most "
+            f"{max_candidates} in one request"
         )
     return {
         name: _one_row(spec, inputs[name], rows) if spec.scope == "request" else inputs[name]
@@ -80,9 +88,12 @@ def _check_form(spec: TensorSpec, value: np.ndarray) -> None:
     shape = ["N" if d is None else d for d in spec.shape]
     if value.ndim != len(spec.shape):
         raise InvalidRequestError(
-            f"feature {spec.name!r} has {value.ndim} dimensions, shape {list(value.shape)}; the signature says {shape}"
+            f"feature {spec.name!r} has {value.ndim} dimensions, shape {list(value.shape)}; the "
+            f"signature says {shape}"
         )
-    if any(want is not None and got != want for got, want in zip(value.shape[1:], spec.shape[1:], strict=True)):
+    if any(
+        want is not None and got != want for got, want in zip(value.shape[1:], spec.shape[1:], strict=True)
+    ):
         raise InvalidRequestError(
             f"feature {spec.name!r} has shape {list(value.shape)}; the signature says {shape}"
         )
@@ -92,8 +103,12 @@ def _one_row(spec: TensorSpec, value: np.ndarray, rows: int) -> np.ndarray:
     if len(value) == 1:
         return value
     if spec.shape[0] is not None or len(value) != rows:
-        allowed = "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
-        raise InvalidRequestError(f"feature {spec.name!r} has {len(value)} rows; it is the same for all candidates: send {allowed}")
+        allowed = (
+            "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
+        )
+        raise InvalidRequestError(
+            f"feature {spec.name!r} has {len(value)} rows; it is the same for all candidates: send {allowed}"
+        )
     # Bytes are compared, so a NaN equals itself.
     same = value[1:] == value[:1]
     if value.dtype.kind == "f":
@@ -102,7 +117,8 @@ def _one_row(spec: TensorSpec, value: np.ndarray, rows: int) -> np.ndarray:
     if differs.any():
         row = int(np.argmax(differs)) + 1
         raise InvalidRequestError(
-            f"feature {spec.name!r} must be the same for all candidates, but row {row} differs from row 0; send one request for "
+            f"feature {spec.name!r} must be the same for all candidates, but row {row} differs from row "
+            "0; send one request for "
             "each user, or convert the model with this input as a candidate feature"
         )
     return value[:1]

@@ -1,4 +1,5 @@
-"""Small TensorFlow models for the tests, each with what a real one has: strings, ids, hashing, tables, masks, batch norm."""
+"""Small TensorFlow models for the tests, each with what a real one has: strings, ids, hashing, tables, masks,
+batch norm."""
 
 from pathlib import Path
 
@@ -15,8 +16,8 @@ STEPS = 6
 def save_ranker(path: Path, *, user_rows: int | None = 1, seed: int = 0) -> None:
     """A ranker of one user against N items, with target attention over the user's last items.
 
-    `user_rows` is the leading dimension of the user's inputs in the signature: 1 (tiled in the graph) or None (one row for
-    each item, as Keras models export).
+    `user_rows` is the leading dimension of the user's inputs in the signature: 1 (tiled in the graph) or None
+    (one row for each item, as Keras models export).
     """
     keras.utils.set_random_seed(seed)
     layers = keras.layers
@@ -25,7 +26,9 @@ def save_ranker(path: Path, *, user_rows: int | None = 1, seed: int = 0) -> None
     item = layers.IntegerLookup(vocabulary=list(range(10, 10 + ITEMS)), mask_token=0, name="item")
     device = layers.Hashing(num_bins=64, name="device")
     item_embedding = layers.Embedding(ITEMS + 2, 8, embeddings_initializer="normal", name="item_embedding")
-    city_embedding = layers.Embedding(len(CITIES) + 1, 4, embeddings_initializer="normal", name="city_embedding")
+    city_embedding = layers.Embedding(
+        len(CITIES) + 1, 4, embeddings_initializer="normal", name="city_embedding"
+    )
     device_embedding = layers.Embedding(64, 4, embeddings_initializer="normal", name="device_embedding")
     slot_embedding = layers.Embedding(5, 3, embeddings_initializer="normal", name="slot_embedding")
     attention_hidden = layers.Dense(16, activation="relu", name="attention_hidden")

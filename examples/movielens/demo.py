@@ -1,6 +1,6 @@
 """The main job end to end on MovieLens 100k: train, convert, compile, serve, and compare with TensorFlow.
 
-    python -m examples.movielens.demo --help
+python -m examples.movielens.demo --help
 """
 
 import argparse
@@ -39,7 +39,8 @@ Predict = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Served scores against TensorFlow's: worst absolute error of any output, both AUCs, seconds of each timed request."""
+    """Served scores against TensorFlow's: worst absolute error of any output, both AUCs, seconds of each
+    timed request."""
 
     max_abs_error: float
     auc_tensorflow: float
@@ -51,12 +52,23 @@ class Comparison:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--work", type=Path, default=Path("demo"), help="directory for all that is made (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="directory for the data set (%(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("demo"), help="directory for all that is made (%(default)s)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="directory for the data set (%(default)s)"
+    )
     parser.add_argument("--results", type=Path, help="figures as JSON (default: <work>/first_light.json)")
-    parser.add_argument("--epochs", type=int, help="passes over the training ratings (default: the trainer's)")
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the training ratings (default: the trainer's)"
+    )
     arguments = parser.parse_args()
-    run(arguments.work, arguments.cache, arguments.results or arguments.work / "first_light.json", arguments.epochs)
+    run(
+        arguments.work,
+        arguments.cache,
+        arguments.results or arguments.work / "first_light.json",
+        arguments.epochs,
+    )
 
 
 def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
@@ -66,9 +78,20 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
     with stage("Fetch MovieLens 100k"):
         directory = movielens.fetch(cache)
         data = movielens.load(directory)
-        console.print(f"{len(data.users.id)} users, {len(data.movies.id)} movies, {len(data.interactions.rating)} ratings")
+        console.print(
+            f"{len(data.users.id)} users, {len(data.movies.id)} movies, {len(data.interactions.rating)} "
+            "ratings"
+        )
     with stage("Train a Keras ranker and export it as a SavedModel"):
-        command = [sys.executable, "-m", "examples.movielens.train", "--data", str(directory), "--out", str(saved_model)]
+        command = [
+            sys.executable,
+            "-m",
+            "examples.movielens.train",
+            "--data",
+            str(directory),
+            "--out",
+            str(saved_model),
+        ]
         subprocess.run([*command, *(["--epochs", str(epochs)] if epochs else [])], check=True)
     with stage("Convert: TensorFlow -> host program + tables + Flax module"):
         save_examples(data, work / "examples.npz")
@@ -88,7 +111,11 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
     show(comparison)
     write_figures(results, comparison, convert_s, compile_s)
     console.print(f"\nFigures: {results}. Models: {work / 'models'}. Serve them again with:\n")
-    console.print(f"    {Path(sys.executable).parent / 'jaxrank'} serve {work / 'models'}\n", style="bold", soft_wrap=True)
+    console.print(
+        f"    {Path(sys.executable).parent / 'jaxrank'} serve {work / 'models'}\n",
+        style="bold",
+        soft_wrap=True,
+    )
 
 
 @contextmanager
@@ -129,7 +156,15 @@ def server(models: Path, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [Path(sys.executable).parent / "jaxrank", "serve", models, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        Path(sys.executable).parent / "jaxrank",
+        "serve",
+        models,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with log.open("w") as out:
         process = subprocess.Popen(list(map(str, command)), stderr=out)
     try:
@@ -185,7 +220,9 @@ def show_top_movies(data: movielens.MovieLens, tensorflow: Predict, served: Pred
         request = movielens.request(data, int(user), before=int(data.interactions.timestamp[-1]) + 1)
         expected, found = tensorflow(request.features), served(request.features)
         worst = max(worst, *(float(np.abs(expected[k] - found[k]).max()) for k in expected))
-        table = Table(title=f"User {user}: best of {len(request.movie_ids)} unseen movies", title_justify="left")
+        table = Table(
+            title=f"User {user}: best of {len(request.movie_ids)} unseen movies", title_justify="left"
+        )
         for column in ("movie", "TensorFlow", "served"):
             table.add_column(column, justify="left" if column == "movie" else "right")
         for at in np.argsort(-found["score"])[:10]:
@@ -236,7 +273,10 @@ def timed_requests(data: movielens.MovieLens) -> list[dict[str, np.ndarray]]:
 
 def show(comparison: Comparison) -> None:
     """Prints accuracy and times side by side."""
-    table = Table(title=f"{TIMED_REQUESTS} requests of {TIMED_CANDIDATES:,} candidates, alternately", title_justify="left")
+    table = Table(
+        title=f"{TIMED_REQUESTS} requests of {TIMED_CANDIDATES:,} candidates, alternately",
+        title_justify="left",
+    )
     for column in ("", "p50 ms", "p99 ms", "test AUC"):
         table.add_column(column, justify="right" if column else "left")
     rows = (
@@ -257,7 +297,12 @@ def write_figures(path: Path, comparison: Comparison, convert_s: float, compile_
     lo, hi = np.percentile(ratio, [5, 95])
     tf_ms, ours_ms = np.median(comparison.tensorflow_s) * 1e3, np.median(comparison.served_s) * 1e3
     figures = [
-        Figure(name="max_abs_error", value=comparison.max_abs_error, unit="score", note="any output, served vs TensorFlow"),
+        Figure(
+            name="max_abs_error",
+            value=comparison.max_abs_error,
+            unit="score",
+            note="any output, served vs TensorFlow",
+        ),
         Figure(
             name="auc_difference",
             value=abs(comparison.auc_tensorflow - comparison.auc_served),
@@ -271,10 +316,12 @@ def write_figures(path: Path, comparison: Comparison, convert_s: float, compile_
             lo=float(lo),
             hi=float(hi),
             runs=len(ratio),
-            note=f"{TIMED_CANDIDATES} candidates; served over gRPC {ours_ms:.2f} ms, TensorFlow in process {tf_ms:.2f} ms",
+            note=f"{TIMED_CANDIDATES} candidates; served {ours_ms:.2f} ms, TensorFlow {tf_ms:.2f} ms",
         ),
         Figure(name="convert_s", value=convert_s, unit="s", note="jaxrank convert, whole process"),
-        Figure(name="compile_s", value=compile_s, unit="s", note="jaxrank compile for cpu, cuda:sm_80 and vulkan"),
+        Figure(
+            name="compile_s", value=compile_s, unit="s", note="jaxrank compile for cpu, cuda:sm_80 and vulkan"
+        ),
     ]
     command = re.sub(r"^.*/", "", sys.executable) + " -m examples.movielens.demo"
     write_results(path, "first_light", command, figures)

@@ -1,5 +1,5 @@
-"""The `jaxrank` command: one file for each subcommand. TensorFlow, JAX and the server are imported only by the command that
-uses them."""
+"""The `jaxrank` command: one file for each subcommand. TensorFlow, JAX and the server are imported only by
+the command that uses them."""
 
 import functools
 import sys
@@ -38,13 +38,21 @@ def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if (error.name or "").split(".")[0] not in _EXTRAS:
                 raise
             extra = _EXTRAS[(error.name or "").split(".")[0]]
-            print(f"error: {error.name} is not installed; run: pip install 'jaxrank[{extra}]'", file=sys.stderr)
+            print(
+                f"error: {error.name} is not installed; run: pip install 'jaxrank[{extra}]'", file=sys.stderr
+            )
             raise typer.Exit(1) from error
 
     return run
 
 
-_EXTRAS = {"tensorflow": "convert", "tf2onnx": "convert", "onnx": "convert", "jax": "compile", "flax": "compile"}
+_EXTRAS = {
+    "tensorflow": "convert",
+    "tf2onnx": "convert",
+    "onnx": "convert",
+    "jax": "compile",
+    "flax": "compile",
+}
 
 app.command("convert")(_reporting_errors(convert_command))
 app.command("compile")(_reporting_errors(compile_command))

@@ -13,7 +13,10 @@ from jaxrank.cli.report import certificate_table
 def compile_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle written by `jaxrank convert`.")],
     target: Annotated[
-        str, typer.Option(help="Comma-separated targets: cpu (this machine's), cuda:sm_80 (or 75, 86, 89), vulkan.")
+        str,
+        typer.Option(
+            help="Comma-separated targets: cpu (this machine's), cuda:sm_80 (or 75, 86, 89), vulkan."
+        ),
     ] = "cpu",
     max_candidates: Annotated[
         int | None, typer.Option(min=1, help="Change the largest number of candidates of one request.")
@@ -21,8 +24,9 @@ def compile_command(
 ) -> None:
     """Compile a bundle's Flax module to IREE modules, one for each target, for any number of candidates.
 
-    What depends on the request only is computed once per request. Targets other than the CPU compile without the device.
-    A target that runs here is checked against TensorFlow's recorded outputs before the bundle is changed.
+    What depends on the request only is computed once per request. Targets other than the CPU compile without
+    the device. A target that runs here is checked against TensorFlow's recorded outputs before the bundle is
+    changed.
     """
     from mlir_pipeline.compile import compile_bundle
 

@@ -16,30 +16,35 @@ from jaxrank.manifest import DEFAULT_MAX_CANDIDATES, Manifest
 
 def convert_command(
     saved_model: Annotated[Path, typer.Argument(help="TensorFlow SavedModel directory.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write, e.g. models/ranker/1.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Bundle directory to write, e.g. models/ranker/1.")
+    ],
     signature: Annotated[str, typer.Option(help="Serving signature to convert.")] = "serving_default",
     request_inputs: Annotated[
         str,
         typer.Option(
-            help="Comma-separated shell patterns of inputs that are the same for all candidates of a request, "
+            help="Comma-separated shell patterns of inputs that are the same for all candidates, "
             "e.g. 'user_*,history_*'. Inputs that the signature declares with one row are found without this."
         ),
     ] = "",
     examples: Annotated[
         Path | None,
-        typer.Option(help="Recorded requests for the certificate (.npz, see docs/convert.md); random ones otherwise."),
+        typer.Option(
+            help="Recorded requests for the certificate (.npz, see docs/convert.md); random ones otherwise."
+        ),
     ] = None,
-    max_candidates: Annotated[int, typer.Option(min=1, help="Largest number of candidates of one request.")] = (
-        DEFAULT_MAX_CANDIDATES
-    ),
+    max_candidates: Annotated[
+        int, typer.Option(min=1, help="Largest number of candidates of one request.")
+    ] = (DEFAULT_MAX_CANDIDATES),
     tolerance: Annotated[
         float, typer.Option(help="Largest absolute difference from TensorFlow's outputs that is accepted.")
     ] = TOLERANCE,
 ) -> None:
     """Convert a SavedModel to a bundle: host program, tables, Flax module, and a certificate of equal scores.
 
-    The graph is cut at the lookups. Strings, hashing, vocabularies and embedding tables become the host program; the dense
-    rest becomes a readable Flax module (model.py). Nothing is written unless every op has a place and every score fits.
+    The graph is cut at the lookups. Strings, hashing, vocabularies and embedding tables become the host
+    program; the dense rest becomes a readable Flax module (model.py). Nothing is written unless every op has
+    a place and every score fits.
     """
     from converters.convert import convert
 

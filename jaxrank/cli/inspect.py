@@ -16,7 +16,9 @@ from jaxrank.manifest import Flops, Manifest
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
-    ops: Annotated[bool, typer.Option("--ops", help="List every op of the source graph with its place and reason.")] = False,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="List every op of the source graph with its place and reason.")
+    ] = False,
 ) -> None:
     """Show what a bundle is: signature with scopes, tables, where each op runs, FLOPs, targets, certificates.
 
@@ -25,8 +27,10 @@ def inspect_command(
     manifest = files.verify(bundle)
     console = Console()
     console.print(
-        f"[bold]{bundle}[/]: {manifest.source.format} {manifest.source.path!r}, converted {manifest.source.created} with "
-        f"TensorFlow {manifest.source.tensorflow}, schema {manifest.schema_version}; all {len(manifest.files)} files intact",
+        f"[bold]{bundle}[/]: {manifest.source.format} {manifest.source.path!r}, converted "
+        f"{manifest.source.created} with "
+        f"TensorFlow {manifest.source.tensorflow}, schema {manifest.schema_version}; all "
+        f"{len(manifest.files)} files intact",
         highlight=False,
     )
     console.print(_signature(manifest), _tables(manifest), _places(manifest))
@@ -70,7 +74,9 @@ def _places(manifest: Manifest) -> Table:
     table = _table("Ops by place", "place", "ops", "what")
     for place in ("host", "dense", "folded"):
         counts = Counter(op.op for op in manifest.ops if op.place == place)
-        table.add_row(place, str(sum(counts.values())), ", ".join(f"{op} {n}" for op, n in counts.most_common()))
+        table.add_row(
+            place, str(sum(counts.values())), ", ".join(f"{op} {n}" for op, n in counts.most_common())
+        )
     return table
 
 
@@ -82,7 +88,11 @@ def _flops(flops: Flops, manifest: Manifest) -> Table:
         compiled = [flops.request + flops.candidate * n for n in sizes]
         table.add_row("compiled", *(f"{c:,}" for c in compiled))
         table.add_row(
-            "saved", *(f"{1 - c / max(flops.source_per_candidate * n, 1):.0%}" for c, n in zip(compiled, sizes, strict=True))
+            "saved",
+            *(
+                f"{1 - c / max(flops.source_per_candidate * n, 1):.0%}"
+                for c, n in zip(compiled, sizes, strict=True)
+            ),
         )
     return table
 
@@ -90,7 +100,11 @@ def _flops(flops: Flops, manifest: Manifest) -> Table:
 def _targets(manifest: Manifest) -> Table:
     table = _table("Targets", "target", "engine", "driver", "module", "checked here")
     for t in manifest.targets:
-        checked = f"max abs error {t.certificate.max_abs_error:.1e}" if t.certificate else "no such device at compile time"
+        checked = (
+            f"max abs error {t.certificate.max_abs_error:.1e}"
+            if t.certificate
+            else "no such device at compile time"
+        )
         table.add_row(t.name, f"{t.engine} ({t.compiler})", t.driver, t.module, checked)
     if not manifest.targets:
         table.add_row("none", "", "", "", "run jaxrank compile")

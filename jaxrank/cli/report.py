@@ -12,7 +12,14 @@ def certificate_table(certificate: Certificate) -> Table:
         f"tolerance {certificate.tolerance:.0e}",
         title_justify="left",
     )
-    for column in ("output", "candidates", "max abs error", "max rel error", "rank correlation", "top-10 overlap"):
+    for column in (
+        "output",
+        "candidates",
+        "max abs error",
+        "max rel error",
+        "rank correlation",
+        "top-10 overlap",
+    ):
         table.add_column(column, justify="left" if column == "output" else "right")
     for o in certificate.outputs:
         table.add_row(

@@ -1,8 +1,10 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Moves weights out of a module into named parameters.
 
-Requires: a module of functions. Ensures: no floating-point constant of at least `minimum_bytes` is left; each is a parameter of
-the `model` scope, loaded through one private global, and equal constants share one. So all entry points and all targets of a
-bundle read one weight archive, which the server maps into memory.
+Requires: a module of functions. Ensures: no floating-point constant of at least `minimum_bytes` is left; each
+is a parameter of the `model` scope, loaded through one private global, and equal constants share one. So all
+entry points and all targets of a bundle read one weight archive, which the server maps into memory.
 """
 
 import numpy as np

@@ -1,13 +1,15 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Lowers the dynamic StableHLO ops that IREE 3.13 refuses or compiles badly to `tensor` and `linalg`.
 
-Requires: a flat function in which every `?` is the number of candidates, which is dimension 0 of the last argument.
-Ensures: no `dynamic_broadcast_in_dim`, `dynamic_reshape`, `real_dynamic_slice`, `dynamic_iota` or dynamic `dot_general`
-and no shape arithmetic is left; the number of candidates is one `tensor.dim`.
+Requires: a flat function in which every `?` is the number of candidates, which is dimension 0 of the last
+argument. Ensures: no `dynamic_broadcast_in_dim`, `dynamic_reshape`, `real_dynamic_slice`, `dynamic_iota` or
+dynamic `dot_general` and no shape arithmetic is left; the number of candidates is one `tensor.dim`.
 
-Why: IREE drops the `known_*_dimensions` of dynamic broadcasts and then refuses their `?` operands, has no lowering for
-dynamic reshapes and dot_generals, and turns i32 shape arithmetic into device dispatches with read-backs
-(https://github.com/iree-org/iree/issues?q=dynamic_broadcast_in_dim). `tests/mlir_pipeline/test_workarounds.py` notices
-when that changes.
+Why: IREE drops the `known_*_dimensions` of dynamic broadcasts and then refuses their `?` operands, has no
+lowering for dynamic reshapes and dot_generals, and turns i32 shape arithmetic into device dispatches with
+read-backs (https://github.com/iree-org/iree/issues?q=dynamic_broadcast_in_dim).
+`tests/mlir_pipeline/test_workarounds.py` notices when that changes.
 """
 
 import re
@@ -22,8 +24,8 @@ DYNAMIC = ir.ShapedType.get_dynamic_size()
 
 
 def legalize_dynamism(function: ir.Operation) -> bool:
-    """Runs the pass on one `func.func`. Returns whether anything changed. Raises `CompileError` on a dynamic op it does
-    not know, with the op's location."""
+    """Runs the pass on one `func.func`. Returns whether anything changed. Raises `CompileError` on a dynamic
+    op it does not know, with the op's location."""
     block = function.regions[0].blocks[0]
     with function.context, ir.Location.unknown():
         last = block.arguments[len(block.arguments) - 1]
@@ -37,9 +39,14 @@ def legalize_dynamism(function: ir.Operation) -> bool:
             result_dynamic = any(_is_dynamic(r.type) for r in op.operation.results)
             operand_dynamic = any(_is_dynamic(v.type) for v in op.operation.operands)
             if rule is None or not (result_dynamic or operand_dynamic):
-                if op.operation.name.startswith("stablehlo.") and "dynamic" in op.operation.name and result_dynamic:
+                if (
+                    op.operation.name.startswith("stablehlo.")
+                    and "dynamic" in op.operation.name
+                    and result_dynamic
+                ):
                     raise CompileError(
-                        f"{op.operation.name} at {op.location} has no lowering for a dynamic number of candidates"
+                        f"{op.operation.name} at {op.location} has no lowering for a dynamic number of "
+                        "candidates"
                     )
                 continue
             with ir.InsertionPoint(op), op.location:
@@ -134,18 +141,23 @@ def _dynamic_iota(lowering: _Lowering, op: ir.Operation) -> ir.Value:
             return index if result.element_type.width == 32 else arith.extsi(result.element_type, index)
         return arith.sitofp(result.element_type, index)
 
-    return lowering.generic([], init, [ir.AffineMap.get_identity(result.rank)], ["parallel"] * result.rank, body)
+    return lowering.generic(
+        [], init, [ir.AffineMap.get_identity(result.rank)], ["parallel"] * result.rank, body
+    )
 
 
 def _real_dynamic_slice(lowering: _Lowering, op: ir.Operation) -> ir.Value:
-    """JAX slices a symbolic shape with constant starts and strides; only full ranges of the `?` dimension are taken."""
+    """JAX slices a symbolic shape with constant starts and strides; only full ranges of the `?` dimension are
+    taken."""
     operand = op.operands[0]
     result = ir.RankedTensorType(op.results[0].type)
     source = ir.RankedTensorType(operand.type).shape
     starts, strides = _constant_vector(op.operands[1], op), _constant_vector(op.operands[3], op)
     for size, full, start, stride in zip(result.shape, source, starts, strides, strict=True):
         if size == DYNAMIC and (full != DYNAMIC or start != 0 or stride != 1):
-            raise CompileError(f"a slice of the candidate dimension at {op.location} has no lowering: candidates are mixed")
+            raise CompileError(
+                f"a slice of the candidate dimension at {op.location} has no lowering: candidates are mixed"
+            )
     sizes = [lowering.count] if DYNAMIC in result.shape else []
     return tensor.ExtractSliceOp(result, operand, [], sizes, [], starts, list(result.shape), strides).result
 

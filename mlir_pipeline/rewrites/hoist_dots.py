@@ -1,14 +1,17 @@
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
 """Moves the part of a matrix product that does not depend on the candidate out of the candidate's work.
 
 Rules, for `W` that depends on weights only and a contraction over the last axis of the left side:
 
-    dot(concat(a, b, ..), W)  =  dot(a, W_a) + dot(b, W_b) + ..
-    dot(a ± b, W)             =  dot(a, W) ± dot(b, W)            where a or b is a broadcast of something smaller
-    dot(broadcast(a), W)      =  broadcast(dot(a, W))
+    dot(concat(a, b, ..), W)  =  dot(a, W_a) + dot(b, W_b) + .. dot(a ± b, W)             =  dot(a, W) ±
+    dot(b, W)            where a or b is a broadcast of something smaller dot(broadcast(a), W)      =
+    broadcast(dot(a, W))
 
-Condition: distribution is done only where some part is a broadcast of something smaller, so FLOPs never grow. Effect on
-target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of width D: from `4 C T D` rows-times-columns
-to `C T D` for `q * k`, plus `C D` for q and `T D` for k. Sums are added in another order, so scores move by float32 rounding.
+Condition: distribution is done only where some part is a broadcast of something smaller, so FLOPs never grow.
+Effect on target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of width D: from
+`4 C T D` rows-times-columns to `C T D` for `q * k`, plus `C D` for q and `T D` for k. Sums are added in
+another order, so scores move by float32 rounding.
 """
 
 import functools
@@ -34,8 +37,8 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         return None if isinstance(var, core.Literal) else producer.get(var)
 
     def rows(var: Any) -> int:
-        """Rows of `var` that are really different: its size without the last axis, looking through broadcasts.
-        The number of candidates counts as many."""
+        """Rows of `var` that are really different: its size without the last axis, looking through
+        broadcasts. The number of candidates counts as many."""
         eqn = source(var)
         if eqn is not None and _keeps_last_axis(eqn):
             return rows(eqn.invars[0])
@@ -50,9 +53,9 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
             return last and any(rows(v) < _size(var) or pays(v) for v in eqn.invars)
         if eqn.primitive.name == "broadcast_in_dim":
             return _keeps_last_axis(eqn)
-        return all(not isinstance(v, core.Literal) and v.aval.ndim == var.aval.ndim for v in eqn.invars) and any(
-            rows(v) < _size(var) for v in eqn.invars
-        )
+        return all(
+            not isinstance(v, core.Literal) and v.aval.ndim == var.aval.ndim for v in eqn.invars
+        ) and any(rows(v) < _size(var) for v in eqn.invars)
 
     def dot(var: Any, weights: Any, read: Read, precision: dict[str, Any]) -> Any:
         """`var @ weights`, with the rules applied; `weights` is `[K, N]`."""

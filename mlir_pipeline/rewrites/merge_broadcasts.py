@@ -1,7 +1,10 @@
-"""Makes one broadcast of a broadcast that is reshaped, squeezed or broadcast again.
+# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# pyright: reportAttributeAccessIssue=false
+"""Makes one broadcast of a tile, and of a broadcast that is reshaped or squeezed.
 
-Rule: `reshape(broadcast(a))`, where the reshape only adds or drops dimensions of size 1, is a broadcast of `a` without them.
-Effect on FLOPs: none. It lets `hoist_dots` see that the rows of a tiled query are all the same, however a model tiled it.
+Rules: a tile of dimensions of size 1 is a broadcast; `reshape(broadcast(a))`, where the reshape only adds or
+drops dimensions of size 1, is a broadcast of `a` without them. Effect on FLOPs: none. It lets `hoist_dots`
+see that the rows of a tiled query are all the same, however a model tiled it.
 """
 
 from typing import Any
@@ -28,7 +31,13 @@ def _once(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     producer = {v: eqn for eqn in closed.jaxpr.eqns for v in eqn.outvars}
 
     def rule(eqn: core.JaxprEqn, read: Read) -> list[Any] | None:
-        if eqn.primitive.name not in _RESHAPES or eqn.params.get("dimensions") and eqn.primitive.name == "reshape":
+        if eqn.primitive.name == "tile":
+            return _tile_of_ones(eqn, read)
+        if (
+            eqn.primitive.name not in _RESHAPES
+            or eqn.params.get("dimensions")
+            and eqn.primitive.name == "reshape"
+        ):
             return None
         broadcast = producer.get(eqn.invars[0]) if isinstance(eqn.invars[0], core.Var) else None
         if broadcast is None or broadcast.primitive.name != "broadcast_in_dim":
@@ -52,8 +61,20 @@ def _once(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     return retrace(closed, rule)
 
 
+def _tile_of_ones(eqn: core.JaxprEqn, read: Read) -> list[Any] | None:
+    """Repeating dimensions of size 1 is a broadcast."""
+    (operand,), (result,) = eqn.invars, eqn.outvars
+    if any(
+        isinstance(d, int) and d != 1 and r != 1
+        for d, r in zip(operand.aval.shape, eqn.params["reps"], strict=True)
+    ):
+        return None
+    return [lax.broadcast_in_dim(read(operand), result.aval.shape, range(operand.aval.ndim))]
+
+
 def _same_dimensions(before: tuple[Any, ...], after: tuple[Any, ...]) -> dict[int, int] | None:
-    """Where each dimension of `before` that is not 1 is in `after`; None if they are not the same ones in the same order."""
+    """Where each dimension of `before` that is not 1 is in `after`; None if they are not the same ones in the
+    same order."""
     left = [i for i, d in enumerate(before) if not (isinstance(d, int) and d == 1)]
     right = [i for i, d in enumerate(after) if not (isinstance(d, int) and d == 1)]
     if [before[i] for i in left] != [after[i] for i in right]:
@@ -62,4 +83,4 @@ def _same_dimensions(before: tuple[Any, ...], after: tuple[Any, ...]) -> dict[in
 
 
 def _count(closed: core.ClosedJaxpr) -> int:
-    return sum(eqn.primitive.name in _RESHAPES or eqn.primitive.name == "broadcast_in_dim" for eqn in closed.jaxpr.eqns)
+    return sum(eqn.primitive.name in _RESHAPES | {"tile"} for eqn in closed.jaxpr.eqns)

@@ -13,7 +13,8 @@ KeyLookup = Callable[[np.ndarray], np.ndarray]
 
 
 def open_table(bundle: Path, table: Table) -> np.ndarray:
-    """The table as a read-only memory map, `[rows, dim]` float32. Raises `BundleError` if the file does not fit."""
+    """The table as a read-only memory map, `[rows, dim]` float32. Raises `BundleError` if the file does not
+    fit."""
     try:
         array = np.load(bundle / table.file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -37,7 +38,9 @@ def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
 
     keys, values, default = part("keys"), part("values"), vocabulary.default_value
     if values.shape != (vocabulary.size,):
-        raise BundleError(f"{bundle / vocabulary.file}: {values.size} values, the manifest says {vocabulary.size}")
+        raise BundleError(
+            f"{bundle / vocabulary.file}: {values.size} values, the manifest says {vocabulary.size}"
+        )
     if vocabulary.key_dtype == "string":
         offsets, text = part("offsets"), keys.tobytes()
         ends = zip(offsets[:-1], offsets[1:], strict=True)

@@ -1,7 +1,8 @@
-"""The host operators: each a function from NumPy arrays to one NumPy array that does exactly what TensorFlow's op does.
+"""The host operators: each a function from NumPy arrays to one NumPy array that does exactly what
+TensorFlow's op does.
 
-Strings are object arrays of bytes. Every array has the rows as its first dimension; an operator's `attrs` are those of
-`jaxrank.host_program.HostOperator`. `docs/host_program.md` lists the operators for people.
+Strings are object arrays of bytes. Every array has the rows as its first dimension; an operator's `attrs` are
+those of `jaxrank.host_program.HostOperator`. `docs/host_program.md` lists the operators for people.
 """
 
 import base64
@@ -37,7 +38,9 @@ def decode_constant(constant: Mapping[str, Any]) -> np.ndarray:
 
 
 def _elementwise(function: Callable[..., Any]) -> Operator:
-    def run(lookups: Lookups, *inputs: np.ndarray, constants: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    def run(
+        lookups: Lookups, *inputs: np.ndarray, constants: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
         operands = list(inputs)
         for position, value in sorted((constants or {}).items(), key=lambda item: int(item[0])):
             operands.insert(int(position), value)
@@ -54,7 +57,8 @@ def _compare(function: Callable[..., Any]) -> Operator:
 def vocabulary_lookup(
     lookups: Lookups, keys: np.ndarray, *, vocabulary: str, override: Mapping[str, Any] | None = None
 ) -> np.ndarray:
-    """int64 value of each key. `override` is one more entry, `{key, value}`, that wins over the vocabulary."""
+    """int64 value of each key. `override` is one more entry, `{key, value}`, that wins over the
+    vocabulary."""
     found = lookups.vocabularies[vocabulary](keys)
     if override is not None:
         found = np.where(np.asarray(keys == override["key"], bool), override["value"], found)
@@ -69,7 +73,8 @@ def hash_bucket(lookups: Lookups, strings: np.ndarray, *, buckets: int) -> np.nd
 
 
 def embedding_lookup(lookups: Lookups, ids: np.ndarray, *, table: str, negative_ids: str) -> np.ndarray:
-    """Row of each id, `[..., dim]` float32. An id outside of the table is refused, as TensorFlow refuses it on a CPU.
+    """Row of each id, `[..., dim]` float32. An id outside of the table is refused, as TensorFlow refuses it
+    on a CPU.
 
     With `negative_ids="wrap"` (Keras 3) an id of -1 is the last row.
     """
@@ -79,7 +84,9 @@ def embedding_lookup(lookups: Lookups, ids: np.ndarray, *, table: str, negative_
         lowest = -len(rows) if negative_ids == "wrap" else 0
         if low < lowest or high >= len(rows):
             bad = low if low < lowest else high
-            raise InvalidRequestError(f"id {bad} is outside of table {table!r}, which has rows [{lowest}, {len(rows)})")
+            raise InvalidRequestError(
+                f"id {bad} is outside of table {table!r}, which has rows [{lowest}, {len(rows)})"
+            )
     return rows[ids]
 
 
@@ -94,7 +101,8 @@ def one_hot(lookups: Lookups, ids: np.ndarray, *, depth: int, on: float, off: fl
 
 
 def multi_hot(lookups: Lookups, ids: np.ndarray, *, depth: int) -> np.ndarray:
-    """`[..., K]` ids to `[..., depth]` float32 with 1.0 at every id that occurs; ids outside of the depth are dropped."""
+    """`[..., K]` ids to `[..., depth]` float32 with 1.0 at every id that occurs; ids outside of the depth are
+    dropped."""
     flat = ids.reshape(-1, ids.shape[-1])
     # One column more than the depth takes the ids that TensorFlow's one_hot would drop.
     where = np.where((flat < 0) | (flat >= depth), depth, flat)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from jaxrank.host_program import HostProgram
-from jaxrank.manifest import Manifest
+from jaxrank.manifest import Manifest, Scope
 from serving.errors import InvalidRequestError
 from serving.host.lookups import open_table, open_vocabulary
 from serving.host.operators import OPERATORS, Lookups, decode_constant
@@ -25,14 +25,16 @@ class FeatureBlocks:
 
 
 class HostProgramRunner:
-    """A bundle's host program with its tables and vocabularies. Thread-safe: a run shares nothing but read-only tables."""
+    """A bundle's host program with its tables and vocabularies. Thread-safe: a run shares nothing but
+    read-only tables."""
 
     def __init__(self, bundle: Path, manifest: Manifest):
         self.program = files.read_host_program(bundle)
         unknown = sorted({o.op for o in self.program.operators} - OPERATORS.keys())
         if unknown:
             raise BundleError(
-                f"{bundle / files.HOST_PROGRAM} uses host operators that this jaxrank does not have: {', '.join(unknown)}"
+                f"{bundle / files.HOST_PROGRAM} uses host operators that this jaxrank does not have: "
+                f"{', '.join(unknown)}"
             )
         self._lookups = Lookups(
             tables={t.name: open_table(bundle, t) for t in manifest.tables},
@@ -46,7 +48,8 @@ class HostProgramRunner:
         """Runs every operator and fills the blocks.
 
         Args:
-            features: checked by `serving.validation`: request-scope arrays have one row, candidate-scope arrays N.
+            features: checked by `serving.validation`: request-scope arrays have one row, candidate-scope
+            arrays N.
 
         Raises:
             InvalidRequestError: an id has no row in its table.
@@ -59,12 +62,12 @@ class HostProgramRunner:
             except InvalidRequestError as error:
                 raw = ", ".join(map(repr, sorted(self._raw[operator.output])))
                 raise InvalidRequestError(f"feature {raw}: {error}") from error
-        rows = {"request": 1, "candidate": len(features[self._candidate_inputs[0]])}
+        rows: dict[Scope, int] = {"request": 1, "candidate": len(features[self._candidate_inputs[0]])}
         blocks = {scope: np.empty((n, self.program.width(scope)), np.float32) for scope, n in rows.items()}
         for column in self.program.columns:
             value = values[column.tensor].reshape(rows[column.scope], -1)
             blocks[column.scope][:, column.offset : column.offset + value.shape[1]] = value
-        return FeatureBlocks(**blocks)
+        return FeatureBlocks(request=blocks["request"], candidate=blocks["candidate"])
 
 
 def _raw_features(program: HostProgram) -> dict[str, set[str]]:

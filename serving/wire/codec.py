@@ -1,6 +1,7 @@
 """TensorProto <-> NumPy, in both of TensorFlow's encodings.
 
-Everything a client can say about a tensor is checked against what it sent before anything of that size is allocated.
+Everything a client can say about a tensor is checked against what it sent before anything of that size is
+allocated.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ MAX_ELEMENTS = 1 << 24
 MAX_RANK = 16
 
 # dtype number -> (NumPy dtype, typed field). int_val carries all small integers.
-_NUMERIC: dict[int, tuple[np.dtype, str]] = {
+_NUMERIC: dict[pb.DataType, tuple[np.dtype, str]] = {
     pb.DT_FLOAT: (np.dtype("<f4"), "float_val"),
     pb.DT_DOUBLE: (np.dtype("<f8"), "double_val"),
     pb.DT_INT32: (np.dtype("<i4"), "int_val"),
@@ -29,7 +30,8 @@ _NUMERIC: dict[int, tuple[np.dtype, str]] = {
     pb.DT_BOOL: (np.dtype("?"), "bool_val"),
     pb.DT_HALF: (np.dtype("<f2"), "half_val"),
 }
-_NUMBER_OF = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()} | {"object": pb.DT_STRING}
+_NUMBER_OF: dict[str, pb.DataType] = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()}
+_NUMBER_OF["object"] = pb.DT_STRING
 
 
 def dtype_number(name: str) -> pb.DataType:
@@ -37,7 +39,7 @@ def dtype_number(name: str) -> pb.DataType:
     return pb.DT_STRING if name == "string" else _NUMBER_OF[{"half": "float16"}.get(name, name)]
 
 
-def dtype_name(number: int) -> str:
+def dtype_name(number: pb.DataType) -> str:
     """TensorFlow's name of a wire dtype, for messages; the number itself where it is not one."""
     if number == pb.DT_STRING:
         return "string"
@@ -45,24 +47,29 @@ def dtype_name(number: int) -> str:
 
 
 def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
-    """The array a TensorProto holds. Numbers are read-only views of the message where it has `tensor_content`; strings are
-    object arrays of bytes.
+    """The array a TensorProto holds. Numbers are read-only views of the message where it has
+    `tensor_content`; strings are object arrays of bytes.
 
-    As in TensorFlow, a typed field may hold fewer values than the shape: the last one fills the rest, and none at all means
-    zeros or empty strings. Raises `InvalidRequestError` naming the feature.
+    As in TensorFlow, a typed field may hold fewer values than the shape: the last one fills the rest, and
+    none at all means zeros or empty strings. Raises `InvalidRequestError` naming the feature.
     """
     shape, size = _shape(feature, tensor, max_elements)
     if tensor.dtype == pb.DT_STRING:
         if tensor.tensor_content:
-            raise InvalidRequestError(f"feature {feature!r} has strings in tensor_content; send them in string_val")
+            raise InvalidRequestError(
+                f"feature {feature!r} has strings in tensor_content; send them in string_val"
+            )
         return _strings(feature, tensor.string_val, shape, size)
     if tensor.dtype not in _NUMERIC:
-        raise InvalidRequestError(f"feature {feature!r} has {dtype_name(tensor.dtype)}, which is not supported")
+        raise InvalidRequestError(
+            f"feature {feature!r} has {dtype_name(tensor.dtype)}, which is not supported"
+        )
     dtype, field = _NUMERIC[tensor.dtype]
     if tensor.tensor_content:
         if len(tensor.tensor_content) != size * dtype.itemsize:
             raise InvalidRequestError(
-                f"feature {feature!r} has {len(tensor.tensor_content)} bytes of tensor_content; shape {list(shape)} of "
+                f"feature {feature!r} has {len(tensor.tensor_content)} bytes of tensor_content; shape "
+                f"{list(shape)} of "
                 f"{dtype.name} needs {size * dtype.itemsize}"
             )
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
@@ -115,28 +122,38 @@ def shape_proto(shape: Sequence[int | None]) -> pb.TensorShapeProto:
 def _number(value: np.ndarray) -> pb.DataType:
     number = _NUMBER_OF.get(value.dtype.name)
     if number is None:
-        raise TypeError(f"arrays of {value.dtype} have no tensor dtype; use object arrays of bytes for strings")
+        raise TypeError(
+            f"arrays of {value.dtype} have no tensor dtype; use object arrays of bytes for strings"
+        )
     return number
 
 
 def _shape(feature: str, tensor: pb.TensorProto, max_elements: int) -> tuple[tuple[int, ...], int]:
     dims = tensor.tensor_shape.dim
     if tensor.tensor_shape.unknown_rank or len(dims) > MAX_RANK:
-        raise InvalidRequestError(f"feature {feature!r} has no usable shape: unknown rank or more than {MAX_RANK} dimensions")
+        raise InvalidRequestError(
+            f"feature {feature!r} has no usable shape: unknown rank or more than {MAX_RANK} dimensions"
+        )
     shape = tuple(d.size for d in dims)
     size = 1
     for dim in shape:
         if dim < 0:
-            raise InvalidRequestError(f"feature {feature!r} has shape {list(shape)}; dimensions must not be negative")
+            raise InvalidRequestError(
+                f"feature {feature!r} has shape {list(shape)}; dimensions must not be negative"
+            )
         size *= dim
     if size > max_elements or max(shape, default=0) > MAX_ELEMENTS:
-        raise InvalidRequestError(f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken")
+        raise InvalidRequestError(
+            f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken"
+        )
     return shape, size
 
 
 def _check_count(feature: str, sent: int, size: int, shape: tuple[int, ...]) -> None:
     if sent > size:
-        raise InvalidRequestError(f"feature {feature!r} has {sent} values; shape {list(shape)} has room for {size}")
+        raise InvalidRequestError(
+            f"feature {feature!r} has {sent} values; shape {list(shape)} has room for {size}"
+        )
 
 
 def _strings(feature: str, sent: Sequence[bytes], shape: tuple[int, ...], size: int) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Describes the service to reflection clients under its public names, without touching the process's descriptor pool.
+"""Describes the service to reflection clients under its public names, without touching the process's
+descriptor pool.
 
-A client such as grpcurl asks for `tensorflow.serving.PredictionService`. Our messages are registered under our own package; here
-their descriptors are renamed into a pool of their own.
+A client such as grpcurl asks for `tensorflow.serving.PredictionService`. Our messages are registered under
+our own package; here their descriptors are renamed into a pool of their own.
 """
 
 from google.protobuf import any_pb2, wrappers_pb2

@@ -1,4 +1,5 @@
-"""Conversion end to end: equal scores on fresh inputs, readable output, and every refusal without a trace on disk."""
+"""Conversion end to end: equal scores on fresh inputs, readable output, and every refusal without a trace on
+disk."""
 
 import ast
 import shutil
@@ -45,7 +46,12 @@ def test_flax_equals_tensorflow(ranker_bundle: Path, ranker_saved_model: Path, r
 def test_scopes_from_patterns(rows_saved_model: Path, tmp_path: Path) -> None:
     manifest = convert(rows_saved_model, tmp_path / "b", request_inputs=["user_*"])
     scopes = {t.name: t.scope for t in manifest.signature.inputs}
-    assert {n for n, s in scopes.items() if s == "request"} == {"user_age", "user_city", "user_device", "user_items"}
+    assert {n for n, s in scopes.items() if s == "request"} == {
+        "user_age",
+        "user_city",
+        "user_device",
+        "user_items",
+    }
     assert manifest.certificate.max_abs_error <= 1e-5
 
 
@@ -74,7 +80,8 @@ def test_every_op_has_a_place(ranker_bundle: Path) -> None:
 
 
 def test_model_is_readable(ranker_bundle: Path) -> None:
-    """Linear layers carry the names of the Keras layers; the file passes ruff and has no TensorFlow plumbing."""
+    """Linear layers carry the names of the Keras layers; the file passes ruff and has no TensorFlow
+    plumbing."""
     path = ranker_bundle / files.MODEL
     source = path.read_text()
     for name in ("attention_hidden", "attention_logit", "mlp", "click_head", "watch_head"):
@@ -82,7 +89,18 @@ def test_model_is_readable(ranker_bundle: Path) -> None:
     assert "jnp.matmul" not in source
     modules = {n.name.split(".")[0] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.alias)}
     assert modules <= {"jax", "nnx", "NamedTuple", "concatenate"}
-    check = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I", "--line-length", "110", str(path)]
+    check = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        "E,F,I",
+        "--line-length",
+        "110",
+        str(path),
+    ]
     assert subprocess.run(check, capture_output=True).returncode == 0
 
 
@@ -118,7 +136,9 @@ def test_module_trains(ranker_bundle: Path) -> None:
     columns = [c for c in program.columns if c.scope == "candidate"]
     candidate = source.Candidate(
         **{
-            c.feature: jnp.asarray(blocks.candidate[:, c.offset : c.offset + int(np.prod(c.shape))]).reshape(-1, *c.shape)
+            c.feature: jnp.asarray(blocks.candidate[:, c.offset : c.offset + int(np.prod(c.shape))]).reshape(
+                -1, *c.shape
+            )
             for c in columns
         }
     )
@@ -131,7 +151,9 @@ def test_module_trains(ranker_bundle: Path) -> None:
     assert float(after) < float(before)
 
 
-def test_examples_are_recorded_with_tensorflows_outputs(ranker_bundle: Path, ranker_saved_model: Path) -> None:
+def test_examples_are_recorded_with_tensorflows_outputs(
+    ranker_bundle: Path, ranker_saved_model: Path
+) -> None:
     examples = load_examples(ranker_bundle)
     assert sorted({e.rows for e in examples}) == [1, 7, 200]
     expected = models.tensorflow_outputs(ranker_saved_model, dict(examples[-1].features))
@@ -187,7 +209,9 @@ def test_all_unsupported_ops_are_listed_at_once(tmp_path: Path) -> None:
         upper = tf.strings.to_hash_bucket_fast(tf.strings.regex_replace(tf.strings.upper(s), "A", "B"), 9)
         return {"y": x + tf.cast(upper, tf.float32)}
 
-    model = _save(tmp_path / "m", f, tf.TensorSpec([None], tf.float32, "x"), tf.TensorSpec([None], tf.string, "s"))
+    model = _save(
+        tmp_path / "m", f, tf.TensorSpec([None], tf.float32, "x"), tf.TensorSpec([None], tf.string, "s")
+    )
     with pytest.raises(UnsupportedOpsError) as caught:
         convert(model, tmp_path / "b")
     assert {u.op for u in caught.value.found} == {"StringUpper", "StaticRegexReplace"}

@@ -86,9 +86,7 @@ def test_every_operator_has_a_name_the_converter_writes() -> None:
     from converters import host_ops
 
     written = set(host_ops._ELEMENTWISE.values()) | {
-        "vocabulary_lookup", "hash_bucket_fast", "embedding_lookup", "wrap_negative", "one_hot", "multi_hot", "cast",
-        "reshape", "concat",
+        "vocabulary_lookup", "hash_bucket_fast", "embedding_lookup", "wrap_negative", "one_hot",
+        "multi_hot", "cast", "reshape", "concat",
     }  # fmt: skip
     assert set(OPERATORS) == written
-
-

@@ -49,7 +49,9 @@ def _rows(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 def _jaxpr(function: Callable[..., jax.Array], count: Any, width: int = DIM) -> core.ClosedJaxpr:
     shape = jax.ShapeDtypeStruct
-    return flat_jaxpr(_rows(function), shape((1, STEPS * DIM), jnp.float32), shape((count, width), jnp.float32))
+    return flat_jaxpr(
+        _rows(function), shape((1, STEPS * DIM), jnp.float32), shape((count, width), jnp.float32)
+    )
 
 
 def _inputs(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +74,8 @@ def test_rewrites_keep_the_numbers(rewrite: Callable, seed: int) -> None:
 
 def test_attention_keeps_a_quarter_of_its_products() -> None:
     """Of `[q, k, q-k, q*k] @ W` only `(q*k) @ W_4` and `q @ (W_1 + W_3)` are left for each candidate."""
-    closed = _jaxpr(_attention, 1)
+    (count,) = export.symbolic_shape("n")
+    closed = _jaxpr(_attention, count)
     before = dot_flops(split(closed).candidate)
     after = split(hoist_dots(merge_broadcasts(closed)))
     pairs = 2 * STEPS * DIM * HIDDEN
@@ -89,7 +92,9 @@ def test_any_concat_of_request_and_candidate_parts(parts: list[str], seed: int) 
         keys = request.reshape(1, STEPS, DIM)
         query = jnp.broadcast_to(candidate[:, None], (1, STEPS, DIM))
         made = {"q": query, "k": keys, "d": query - keys, "m": query * keys, "p": keys + query}
-        return (jnp.concatenate([made[p] for p in parts], -1) @ _weights(len(parts) * DIM, 2, seed=seed)).sum(1)
+        return (jnp.concatenate([made[p] for p in parts], -1) @ _weights(len(parts) * DIM, 2, seed=seed)).sum(
+            1
+        )
 
     request, block = _inputs(3, seed)
     closed = _jaxpr(model, 3)

@@ -21,7 +21,8 @@ _CPU = [
         pytest.param(
             """
             func.func @f(%x: tensor<?x1xf32>, %n: tensor<2xi32>) -> tensor<?x8xf32> {
-              %0 = stablehlo.dynamic_broadcast_in_dim %x, %n, dims = [0, 1] : (tensor<?x1xf32>, tensor<2xi32>) -> tensor<?x8xf32>
+              %0 = stablehlo.dynamic_broadcast_in_dim %x, %n, dims = [0, 1]
+                : (tensor<?x1xf32>, tensor<2xi32>) -> tensor<?x8xf32>
               return %0 : tensor<?x8xf32>
             }""",
             id="dynamic_broadcast_in_dim of a dynamic operand",
@@ -43,18 +44,10 @@ _CPU = [
             }""",
             id="dynamic dot_general",
         ),
-        pytest.param(
-            """
-            func.func @f(%n: tensor<i32>, %ok: tensor<i1>) -> tensor<i32> {
-              stablehlo.custom_call @shape_assertion(%ok, %n) {has_side_effect = true} : (tensor<i1>, tensor<i32>) -> ()
-              return %n : tensor<i32>
-            }""",
-            id="shape_assertion",
-        ),
     ],
 )
 def test_iree_still_refuses(body: str) -> None:
-    """`passes/legalize_dynamism.py` and `lower.drop_shape_assertions` stand in for these."""
+    """`passes/legalize_dynamism.py` stands in for these."""
     with pytest.raises(iree_tools.CompilerToolError):
         iree_tools.compile_str(f"module {{ {textwrap.dedent(body)} }}", extra_args=_CPU)
 

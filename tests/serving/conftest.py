@@ -18,7 +18,9 @@ def start_server() -> Iterator[StartServer]:
     servers: list[Server] = []
 
     def start(models_dir: Path, **options: object) -> Server:
-        server = Server(ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0, poll_seconds=0.1, **options))  # type: ignore[arg-type]
+        server = Server(
+            ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0, poll_seconds=0.1, **options)
+        )  # type: ignore[arg-type]
         servers.append(server)
         return server
 

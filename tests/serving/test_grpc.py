@@ -1,4 +1,5 @@
-"""The server over gRPC: TensorFlow's scores in both encodings, and every bad request's status while it keeps serving."""
+"""The server over gRPC: TensorFlow's scores in both encodings, and every bad request's status while it keeps
+serving."""
 
 import re
 from collections.abc import Callable
@@ -29,7 +30,9 @@ def reference(ranker_saved_model: Path) -> Callable[[dict[str, np.ndarray]], dic
     return predict
 
 
-def _request(features: dict[str, np.ndarray], encoder: Callable = encode_content, **spec: object) -> pb.PredictRequest:
+def _request(
+    features: dict[str, np.ndarray], encoder: Callable = encode_content, **spec: object
+) -> pb.PredictRequest:
     request = pb.PredictRequest(model_spec=pb.ModelSpec(**{"name": MODEL, **spec}))  # type: ignore[arg-type]
     for name, value in features.items():
         request.inputs[name].CopyFrom(encoder(value))
@@ -43,12 +46,16 @@ def _call(client: PredictClient, request: pb.PredictRequest | bytes, method: str
 
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 257, 1000, 5000])
 @pytest.mark.parametrize("encoder", [encode, encode_content])
-def test_scores_are_tensorflows(client: PredictClient, reference: Callable, rows: int, encoder: Callable) -> None:
+def test_scores_are_tensorflows(
+    client: PredictClient, reference: Callable, rows: int, encoder: Callable
+) -> None:
     """One module for 1 to 5,000 candidates. 1e-5: float32 sums in another order."""
     features = models.ranker_request(rows, seed=rows)
     response = pb.PredictResponse.FromString(_call(client, _request(features, encoder)))
     for name, expected in reference(features).items():
-        assert len(response.outputs[name].float_val) == rows  # TensorFlow Serving answers in the typed encoding
+        assert (
+            len(response.outputs[name].float_val) == rows
+        )  # TensorFlow Serving answers in the typed encoding
         np.testing.assert_allclose(response.outputs[name].float_val, expected, rtol=0, atol=1e-5)
     assert response.model_spec.name == MODEL
     assert response.model_spec.version.value == 3
@@ -118,33 +125,58 @@ INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
     [
         pytest.param(_request(_with(item_id=None)), INVALID, "'item_id'", id="missing feature"),
         pytest.param(_request(_with(color=np.zeros(4))), INVALID, "'color'", id="unknown feature"),
-        pytest.param(_request(_with(item_price=np.zeros(4))), INVALID, "'item_price' has dtype float64", id="dtype"),
-        pytest.param(_request(_with(item_id=np.zeros((4, 2), np.int64))), INVALID, "'item_id' has 2 dim", id="rank"),
-        pytest.param(_request(_with(item_price=np.zeros(3, np.float32))), INVALID, "'item_price' has 3 rows", id="ragged"),
-        pytest.param(_request(models.ranker_request(0, 1)), INVALID, "at least one candidate", id="zero candidates"),
+        pytest.param(
+            _request(_with(item_price=np.zeros(4))), INVALID, "'item_price' has dtype float64", id="dtype"
+        ),
+        pytest.param(
+            _request(_with(item_id=np.zeros((4, 2), np.int64))), INVALID, "'item_id' has 2 dim", id="rank"
+        ),
+        pytest.param(
+            _request(_with(item_price=np.zeros(3, np.float32))),
+            INVALID,
+            "'item_price' has 3 rows",
+            id="ragged",
+        ),
+        pytest.param(
+            _request(models.ranker_request(0, 1)), INVALID, "at least one candidate", id="zero candidates"
+        ),
         pytest.param(_request(models.ranker_request(5001, 1)), INVALID, "at most 5000", id="too many"),
         pytest.param(_request(models.ranker_request(90_000, 1)), INVALID, "item_", id="far too many"),
-        pytest.param(_request(_with(item_slot=np.full(4, 9, np.int32))), INVALID, "'item_slot'.*id 9 ", id="id outside"),
-        pytest.param(_request(GOOD, name="nothing"), NOT_FOUND, "no model 'nothing'; models: ranker", id="model"),
+        pytest.param(
+            _request(_with(item_slot=np.full(4, 9, np.int32))), INVALID, "'item_slot'.*id 9 ", id="id outside"
+        ),
+        pytest.param(
+            _request(GOOD, name="nothing"), NOT_FOUND, "no model 'nothing'; models: ranker", id="model"
+        ),
         pytest.param(_request(GOOD, name="../ranker"), NOT_FOUND, "no model", id="path"),
         pytest.param(_request(GOOD, name=""), INVALID, "name is empty", id="no model name"),
-        pytest.param(_request(GOOD, **_version(7)), NOT_FOUND, "no version 7; version 3 is served", id="version"),
+        pytest.param(
+            _request(GOOD, **_version(7)), NOT_FOUND, "no version 7; version 3 is served", id="version"
+        ),
         pytest.param(_request(GOOD, version_label="canary"), INVALID, "label 'canary'", id="label"),
         pytest.param(_request(GOOD, signature_name="train"), INVALID, "no signature 'train'", id="signature"),
-        pytest.param(_request(GOOD).SerializeToString()[:-7], INVALID, "not a PredictRequest", id="truncated"),
+        pytest.param(
+            _request(GOOD).SerializeToString()[:-7], INVALID, "not a PredictRequest", id="truncated"
+        ),
         pytest.param(b"\xff" * 50, INVALID, "not a PredictRequest", id="garbage"),
         pytest.param(b"", INVALID, "name is empty", id="empty"),
     ],
 )
 def test_bad_requests(
-    client: PredictClient, reference: Callable, request_: pb.PredictRequest | bytes, code: grpc.StatusCode, words: str
+    client: PredictClient,
+    reference: Callable,
+    request_: pb.PredictRequest | bytes,
+    code: grpc.StatusCode,
+    words: str,
 ) -> None:
     """The right status and words, and the server answers the next request."""
     with pytest.raises(grpc.RpcError) as caught:
         _call(client, request_)
     assert caught.value.code() is code
     assert re.search(words, caught.value.details())
-    np.testing.assert_allclose(client.predict(MODEL, GOOD)["click"], reference(GOOD)["click"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        client.predict(MODEL, GOOD)["click"], reference(GOOD)["click"], rtol=0, atol=1e-5
+    )
 
 
 def test_unknown_output_filter(client: PredictClient) -> None:

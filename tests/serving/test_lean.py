@@ -1,4 +1,5 @@
-"""A serving host has no TensorFlow and no JAX: nothing of them is loaded by importing or running the server."""
+"""A serving host has no TensorFlow and no JAX: nothing of them is loaded by importing or running the
+server."""
 
 import subprocess
 import sys
@@ -12,7 +13,10 @@ _SCRIPT = """
 import pkgutil, sys, importlib, importlib.abc
 from pathlib import Path
 
-HEAVY = ("tensorflow", "jax", "jaxlib", "flax", "keras", "tf2onnx", "onnx", "iree.compiler", "converters", "mlir_pipeline")
+HEAVY = (
+    "tensorflow", "jax", "jaxlib", "flax", "keras", "tf2onnx", "onnx", "iree.compiler", "converters",
+    "mlir_pipeline",
+)
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 def test_generated_code_is_current(tmp_path: Path) -> None:
     protos = ["serving/wire/tensor.proto", "serving/wire/predict.proto"]
     outputs = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True
+    )
     for made in tmp_path.rglob("*_pb2.py*"):
         assert made.read_text() == (ROOT / made.relative_to(tmp_path)).read_text(), "run `make proto`"
 

@@ -40,7 +40,9 @@ def _eventually(condition: Callable[[], bool]) -> bool:
     return False
 
 
-def test_the_highest_version_is_served(repository: ModelRepository, models_dir: Path, ranker_bundle: Path) -> None:
+def test_the_highest_version_is_served(
+    repository: ModelRepository, models_dir: Path, ranker_bundle: Path
+) -> None:
     shutil.copytree(ranker_bundle, models_dir / "ranker" / "12")
     shutil.copytree(ranker_bundle, models_dir / "ranker" / "9")
     repository.scan()
@@ -48,7 +50,10 @@ def test_the_highest_version_is_served(repository: ModelRepository, models_dir: 
     with repository.lend("ranker") as (model, version):
         assert version == 12
         assert set(model.predict(REQUEST)) == {"click", "watch"}
-    with pytest.raises(ModelNotFoundError, match="no version 9; version 12 is served"), repository.lend("ranker", 9):
+    with (
+        pytest.raises(ModelNotFoundError, match="no version 9; version 12 is served"),
+        repository.lend("ranker", 9),
+    ):
         pass
 
 
@@ -77,13 +82,19 @@ def test_a_damaged_manifest(models_dir: Path, ranker_bundle: Path, repository: M
     version = models_dir / "ranker" / "2"
     shutil.copytree(ranker_bundle, version)
     text = (version / files.MANIFEST).read_bytes()
-    for broken in (text[: len(text) // 2], b"[]", text.replace(b'"schema_version": 1', b'"schema_version": 99', 1)):
+    for broken in (
+        text[: len(text) // 2],
+        b"[]",
+        text.replace(b'"schema_version": 1', b'"schema_version": 99', 1),
+    ):
         (version / files.MANIFEST).write_bytes(broken)
         repository.scan()
         assert repository.loaded() == {"ranker": 1}
 
 
-def test_a_repaired_version_is_tried_again(models_dir: Path, ranker_bundle: Path, repository: ModelRepository) -> None:
+def test_a_repaired_version_is_tried_again(
+    models_dir: Path, ranker_bundle: Path, repository: ModelRepository
+) -> None:
     version = models_dir / "ranker" / "2"
     shutil.copytree(ranker_bundle, version)
     (version / files.HOST_PROGRAM).write_bytes(b"{}")
@@ -101,7 +112,10 @@ def test_only_a_broken_version(tmp_path: Path, ranker_bundle: Path) -> None:
     (tmp_path / "ranker" / "1" / files.HOST_PROGRAM).write_bytes(b"{}")
     repository = ModelRepository(tmp_path)
     repository.scan()
-    with pytest.raises(ModelUnavailableError, match=r"no version that loads \(tried \[1\]\)"), repository.lend("ranker"):
+    with (
+        pytest.raises(ModelUnavailableError, match=r"no version that loads \(tried \[1\]\)"),
+        repository.lend("ranker"),
+    ):
         pass
 
 

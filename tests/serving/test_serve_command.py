@@ -92,6 +92,8 @@ def test_a_port_in_use(models_dir: Path) -> None:
 
 
 def test_no_models_directory(tmp_path: Path) -> None:
-    done = subprocess.run([JAXRANK, "serve", str(tmp_path / "no")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [JAXRANK, "serve", str(tmp_path / "no")], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert "is not a directory; it must hold <model>/<version>/ bundles" in done.stderr

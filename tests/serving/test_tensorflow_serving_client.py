@@ -39,7 +39,8 @@ assert sorted(signatures.signature_def["serving_default"].outputs) == ["click", 
 
 @pytest.fixture(scope="module")
 def client_packages() -> Path:
-    """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test environment."""
+    """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test
+    environment."""
     target = CACHE / "tensorflow-serving-api"
     if not (target / "tensorflow_serving").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]

@@ -51,23 +51,49 @@ def test_equal_rows_of_a_request_feature_become_one(value: float) -> None:
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        pytest.param(_request(item_id=None, user_age=None), "missing features: 'item_id', 'user_age'", id="missing"),
-        pytest.param(_request(item_idd=np.arange(3)), "unknown feature 'item_idd' .did you mean 'item_id'", id="unknown"),
-        pytest.param(_request(item_id=np.arange(3, dtype=np.int32)), "'item_id' has dtype int32.*int64", id="dtype"),
-        pytest.param(_request(user_city=np.array([1.0])), "'user_city' has dtype float64.*string", id="not a string"),
-        pytest.param(_request(item_id=np.zeros((3, 1), np.int64)), "'item_id' has 2 dimensions.*'N'", id="rank"),
+        pytest.param(
+            _request(item_id=None, user_age=None), "missing features: 'item_id', 'user_age'", id="missing"
+        ),
+        pytest.param(
+            _request(item_idd=np.arange(3)),
+            "unknown feature 'item_idd' .did you mean 'item_id'",
+            id="unknown",
+        ),
+        pytest.param(
+            _request(item_id=np.arange(3, dtype=np.int32)), "'item_id' has dtype int32.*int64", id="dtype"
+        ),
+        pytest.param(
+            _request(user_city=np.array([1.0])), "'user_city' has dtype float64.*string", id="not a string"
+        ),
+        pytest.param(
+            _request(item_id=np.zeros((3, 1), np.int64)), "'item_id' has 2 dimensions.*'N'", id="rank"
+        ),
         pytest.param(_request(item_id=np.array(3)), "'item_id' has 0 dimensions", id="scalar"),
-        pytest.param(_request(item_tags=np.full((3, 5), b"", object)), r"'item_tags' has shape \[3, 5\]", id="size"),
-        pytest.param(_request(item_tags=np.full((2, 2), b"", object)), "'item_tags' has 2 rows but 'item_id' has 3", id="ragged"),
+        pytest.param(
+            _request(item_tags=np.full((3, 5), b"", object)), r"'item_tags' has shape \[3, 5\]", id="size"
+        ),
+        pytest.param(
+            _request(item_tags=np.full((2, 2), b"", object)),
+            "'item_tags' has 2 rows but 'item_id' has 3",
+            id="ragged",
+        ),
         pytest.param(_request(rows=0), "'item_id' has no rows", id="zero"),
         pytest.param(_request(rows=6), "'item_id' has 6 candidates; .*at most 5", id="too many"),
         pytest.param(
-            _request(user_age=np.array([1, 1, 2], np.float32)), "'user_age' must be the same.*row 2", id="rows differ"
+            _request(user_age=np.array([1, 1, 2], np.float32)),
+            "'user_age' must be the same.*row 2",
+            id="rows differ",
         ),
-        pytest.param(_request(user_age=np.zeros(2, np.float32)), "'user_age' has 2 rows.*one row or 3", id="row count"),
-        pytest.param(_request(user_age=np.zeros(0, np.float32)), "'user_age' has 0 rows", id="no request row"),
         pytest.param(
-            _request(user_city=np.array([b"x"] * 3, object)), "'user_city' has 3 rows.*send one row", id="fixed row"
+            _request(user_age=np.zeros(2, np.float32)), "'user_age' has 2 rows.*one row or 3", id="row count"
+        ),
+        pytest.param(
+            _request(user_age=np.zeros(0, np.float32)), "'user_age' has 0 rows", id="no request row"
+        ),
+        pytest.param(
+            _request(user_city=np.array([b"x"] * 3, object)),
+            "'user_city' has 3 rows.*send one row",
+            id="fixed row",
         ),
     ],
 )

@@ -12,7 +12,9 @@ import pytest
 
 from tests import models
 
-_HAS_DEVICE = "import iree.runtime as rt, sys; sys.exit(not rt.get_driver('vulkan').query_available_devices())"
+_HAS_DEVICE = (
+    "import iree.runtime as rt, sys; sys.exit(not rt.get_driver('vulkan').query_available_devices())"
+)
 
 # Mesa's LLVM and TensorFlow's do not live in one process, so the model runs in one of its own.
 _PREDICT = """
@@ -30,20 +32,27 @@ model.close()
 
 
 def _has_device() -> bool:
-    return subprocess.run([sys.executable, "-c", _HAS_DEVICE], capture_output=True, timeout=60).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", _HAS_DEVICE], capture_output=True, timeout=60).returncode == 0
+    )
 
 
 @pytest.fixture(scope="module")
 def vulkan_device() -> None:
-    """A Vulkan device; Debian's software driver is installed when this runs as root on a machine that has none."""
+    """A Vulkan device; Debian's software driver is installed when this runs as root on a machine that has
+    none."""
     if _has_device():
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("no Vulkan device; install mesa-vulkan-drivers (this run is not root on Debian, so it cannot)")
+        pytest.skip(
+            "no Vulkan device; install mesa-vulkan-drivers (this run is not root on Debian, so it cannot)"
+        )
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(["apt-get", "update", "-qq"], env=environment, check=True)
     packages = ["mesa-vulkan-drivers", "libvulkan1"]
-    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=environment, check=True)
+    subprocess.run(
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=environment, check=True
+    )
     assert _has_device(), "mesa-vulkan-drivers is installed, but there is no Vulkan device"
 
 
