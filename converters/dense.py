@@ -9,7 +9,7 @@ import tensorflow as tf
 from onnx import shape_inference
 
 from converters.errors import ConversionError
-from converters.folding import fold, import_node
+from converters.folding import data_flow_order, fold, import_node
 from converters.frontier import Frontier
 from converters.savedmodel import SourceModel
 from jaxrank.host_program import BlockColumn
@@ -96,9 +96,14 @@ def _dense_graph(model: SourceModel, frontier: Frontier, columns: tuple[BlockCol
         graph_def = graph.as_graph_def()
     # Weights are constants now: what only they feed (a batch norm's scale) folds to one constant.
     folded, _ = fold(graph_def, [f"output/{t.name}" for t in model.outputs], keep_identities=True)
-    return tf.compat.v1.graph_util.extract_sub_graph(
-        folded.as_graph_def(), [*(f"output/{t.name}" for t in model.outputs), *(c.feature for c in columns)]
-    )
+    return _reachable(folded.as_graph_def(), [f"output/{t.name}" for t in model.outputs])
+
+
+def _reachable(graph_def: Any, outputs: list[str]) -> Any:
+    """Only the nodes that the outputs need."""
+    kept = tf.compat.v1.GraphDef(versions=graph_def.versions)
+    kept.node.extend(data_flow_order({node.name: node for node in graph_def.node}, outputs))
+    return kept
 
 
 def _dense_input(tensor: Any, values: dict[str, Any], weights: dict[str, Any], model: SourceModel) -> Any:

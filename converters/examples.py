@@ -34,9 +34,27 @@ def read_examples(path: Path, signature: Signature) -> list[dict[str, np.ndarray
             raise ConversionError(f"{path}: request {request} and the signature disagree on: {odd}")
         for name, spec in expected.items():
             features[name] = _fitting(features[name], spec, f"{path}: request {request}")
+        _check_rows(features, signature, f"{path}: request {request}")
     if not requests:
         raise ConversionError(f"{path} has no requests; write arrays named <request>/<feature>")
     return [requests[key] for key in sorted(requests, key=lambda k: (len(k), k))]
+
+
+def _check_rows(features: dict[str, np.ndarray], signature: Signature, where: str) -> None:
+    rows = {t.name: len(features[t.name]) for t in signature.inputs if t.scope == "candidate"}
+    if len(set(rows.values())) > 1 or 0 in rows.values():
+        counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise ConversionError(
+            f"{where}: every candidate input needs the same number of rows, at least one, but they have: "
+            f"{counts}; "
+            "inputs with one row for the whole request are named with --request-inputs"
+        )
+    for t in signature.inputs:
+        if t.scope == "request" and len(features[t.name]) != 1:
+            raise ConversionError(
+                f"{where}: {t.name} has {len(features[t.name])} rows, but it is the same for all "
+                "candidates: give one"
+            )
 
 
 def _fitting(value: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:

@@ -43,7 +43,7 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
     values: dict[str, list[Any]] = {}
     made: dict[Any, list[Any]] = {}
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-        for node in _data_flow_order(nodes, [name.split(":")[0] for name in outputs]):
+        for node in data_flow_order(nodes, [name.split(":")[0] for name in outputs]):
             inputs = [_value(values, text) for text in node.input if not text.startswith("^")]
             unchanged = (
                 inputs[0] if node.op in _PASS_THROUGH and not keep_identities else _unchanged(node, inputs)
@@ -151,7 +151,8 @@ def import_node(node: Any, inputs: list[Any], library: Any, prefix: str = "") ->
     return list(operation.outputs)
 
 
-def _data_flow_order(nodes: dict[str, Any], roots: list[str]) -> list[Any]:
+def data_flow_order(nodes: dict[str, Any], roots: list[str]) -> list[Any]:
+    """The nodes that the roots need, each after its inputs."""
     order: list[Any] = []
     state: dict[str, bool] = {}
     stack = [(name, False) for name in roots]

@@ -4,6 +4,7 @@ python -m examples.movielens.demo --help
 """
 
 import argparse
+import functools
 import os
 import re
 import signal
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.results import Figure, write_results
+from converters.tensorflow_logs import import_quietly
 from examples.movielens import data as movielens
 from serving.client import PredictClient
 
@@ -34,7 +35,17 @@ TIMED_REQUESTS = 200
 
 console = Console(highlight=False, width=min(Console().width, 120) if sys.stdout.isatty() else 120)
 
-Predict = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+Features = dict[str, np.ndarray]
+Predict = Callable[[Features], Features]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """TensorFlow in this process. `timed` gives a call whose tensors are made beforehand, so that its time
+    is the model's alone; the served time has the client's encoding, the wire and the decoding in it."""
+
+    predict: Predict
+    timed: Callable[[Features], Callable[[], Features]]
 
 
 @dataclass(frozen=True)
@@ -98,14 +109,15 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
         convert_s = jaxrank("convert", saved_model, "-o", bundle, "--examples", work / "examples.npz")
     with stage("Compile: Flax -> StableHLO -> IREE, for this CPU, CUDA and Vulkan"):
         compile_s = jaxrank("compile", bundle, "--target", "cpu,cuda:sm_80,vulkan")
+        jaxrank("inspect", bundle)
     with stage("Serve, and compare with TensorFlow"), server(work / "models", work / "server.log") as address:
         client = PredictClient(address)
         tensorflow = load_tensorflow(saved_model)
 
-        def served(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def served(features: Features) -> Features:
             return client.predict(MODEL, features)
 
-        worst = show_top_movies(data, tensorflow, served)
+        worst = show_top_movies(data, tensorflow.predict, served)
         comparison = compare(data, tensorflow, served, worst)
         client.close()
     show(comparison)
@@ -133,7 +145,7 @@ def jaxrank(*arguments: str | Path) -> float:
     shown = " ".join(["jaxrank", *command[1:]])
     console.print(f"$ {shown}", style="dim", soft_wrap=True)
     start = time.monotonic()
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, env={**os.environ, "COLUMNS": str(console.width)}).returncode:
         raise SystemExit(f"`{shown}` failed; its message is above")
     return time.monotonic() - start
 
@@ -198,19 +210,26 @@ def wait_until_healthy(address: str, process: subprocess.Popen, log: Path) -> No
     raise SystemExit(f"the server was not healthy within a minute:\n{log.read_text()}")
 
 
-def load_tensorflow(saved_model: Path) -> Predict:
+def load_tensorflow(saved_model: Path) -> Reference:
     """The SavedModel in this process, as its users would run it: the loaded signature."""
+    import_quietly()
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(saved_model))
-    signature = loaded.signatures["serving_default"]
+    loaded: Any = tf.saved_model.load(str(saved_model))
 
-    def predict(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = signature(**{name: tf.constant(value) for name, value in features.items()})
+    def predict(features: Features) -> Features:
+        outputs = loaded.signatures["serving_default"](**{k: tf.constant(v) for k, v in features.items()})
         return {name: value.numpy() for name, value in outputs.items()}
 
-    predict.loaded = loaded  # the signature does not keep its variables alive
-    return predict
+    def timed(features: Features) -> Callable[[], Features]:
+        tensors = {name: tf.constant(value) for name, value in features.items()}
+
+        def call() -> Features:
+            return {k: v.numpy() for k, v in loaded.signatures["serving_default"](**tensors).items()}
+
+        return call
+
+    return Reference(predict, timed)
 
 
 def show_top_movies(data: movielens.MovieLens, tensorflow: Predict, served: Predict) -> float:
@@ -231,25 +250,25 @@ def show_top_movies(data: movielens.MovieLens, tensorflow: Predict, served: Pred
     return worst
 
 
-def compare(data: movielens.MovieLens, tensorflow: Predict, served: Predict, worst: float) -> Comparison:
+def compare(data: movielens.MovieLens, tensorflow: Reference, served: Predict, worst: float) -> Comparison:
     """AUC on the test period, and the time of the same requests, taken alternately."""
     likes, ours, theirs = [], [], []
     for labelled in movielens.labelled_requests(data, movielens.split(data).test):
-        expected, found = tensorflow(labelled.request.features), served(labelled.request.features)
+        features = labelled.request.features
+        expected, found = tensorflow.predict(features), served(features)
         worst = max(worst, *(float(np.abs(expected[k] - found[k]).max()) for k in expected))
         likes.append(labelled.like)
         theirs.append(expected["score"])
         ours.append(found["score"])
-    requests = timed_requests(data)
-    for features in requests[:10]:  # warm up both
-        tensorflow(features)
-        served(features)
+    pairs = [(tensorflow.timed(f), functools.partial(served, f)) for f in timed_requests(data)]
+    for pair in pairs[:10]:  # warm up both
+        for call in pair:
+            call()
     seconds: tuple[list[float], list[float]] = ([], [])
     for i in range(TIMED_REQUESTS):
-        features = requests[i % len(requests)]
-        for into, predict in zip(seconds, (tensorflow, served), strict=True):
+        for into, call in zip(seconds, pairs[i % len(pairs)], strict=True):
             start = time.perf_counter()
-            predict(features)
+            call()
             into.append(time.perf_counter() - start)
     like = np.concatenate(likes)
     return Comparison(
@@ -261,7 +280,7 @@ def compare(data: movielens.MovieLens, tensorflow: Predict, served: Predict, wor
     )
 
 
-def timed_requests(data: movielens.MovieLens) -> list[dict[str, np.ndarray]]:
+def timed_requests(data: movielens.MovieLens) -> list[Features]:
     """Requests of 1,000 candidates for fifty users."""
     rng = np.random.default_rng(11)
     movies = data.movies.id

@@ -1,16 +1,15 @@
 """Trains the MovieLens ranker and writes it as a SavedModel: `python -m examples.movielens.train --help`."""
 
 import argparse
-import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from converters.tensorflow_logs import import_quietly
 from examples.movielens import data as movielens
 from examples.movielens.data import MovieLens, Period
 
@@ -28,8 +27,8 @@ UNSEEN_USER_FRACTION = 0.3
 
 def main() -> None:
     arguments = _parse_arguments()
-    with _quiet_start_up():
-        import examples.movielens.model  # noqa: F401
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import_quietly()
     started = time.monotonic()
     data = movielens.load(arguments.data)
     serving, seconds = train(data, arguments.epochs, arguments.batch_size, arguments.seed)
@@ -158,22 +157,6 @@ def _batches(
     if seed is not None:
         dataset = dataset.shuffle(len(user_id), seed=seed)
     return dataset.batch(batch_size).map(preprocess, num_parallel_calls=2).prefetch(4)
-
-
-@contextlib.contextmanager
-def _quiet_start_up() -> Iterator[None]:
-    """For the first import of TensorFlow: picks Keras' backend, drops what native code writes to stderr."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # The log level does not cover what is logged before TensorFlow has set logging up.
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as sink:
-        os.dup2(sink.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -46,6 +46,9 @@ def convert_command(
     program; the dense rest becomes a readable Flax module (model.py). Nothing is written unless every op has
     a place and every score fits.
     """
+    from converters.tensorflow_logs import import_quietly
+
+    import_quietly()
     from converters.convert import convert
 
     with stages() as progress:
