@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint proto lock clean
+.PHONY: demo test bench lint proto lock clean
 
 demo: $(STAMP) ## Train on MovieLens 100k, convert, compile, serve, and compare with TensorFlow
 	$(BIN)/python -m examples.movielens.demo
@@ -15,6 +15,9 @@ test: $(STAMP) ## Every check: formatting, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## Measure again what bench/results/ holds
+	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
 
 lint: $(STAMP) ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .

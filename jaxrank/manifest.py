@@ -128,6 +128,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     module: str
     flags: tuple[str, ...]
     compiler: str
+    instruction_sets: tuple[str, ...] = ()
+    """Those of the CPU that it was compiled for and may use; empty for other devices."""
     certificate: Certificate | None
     """None where the module was compiled for a device that this machine does not have."""
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from jaxrank import bundle as files
 from jaxrank.certificate import certify, load_examples
+from jaxrank.cpu import instruction_sets
 from jaxrank.flax_module import rows_function
 from jaxrank.manifest import Certificate, Flops, Manifest, StateTensor, Target
 from mlir_pipeline.errors import CompileError
@@ -128,5 +129,6 @@ def _compile(module: str, target: IreeTarget, work: Path) -> Target:
         module=f"{target.directory}/dense.vmfb",
         flags=target.flags,
         compiler=built,
+        instruction_sets=tuple(sorted(instruction_sets())) if target.driver.startswith("local") else (),
         certificate=None,
     )

@@ -16,6 +16,7 @@ import iree.runtime as rt
 import numpy as np
 
 from jaxrank import bundle as files
+from jaxrank.cpu import instruction_sets
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
 from serving.host.program import FeatureBlocks
@@ -40,6 +41,12 @@ class IreeEngine:
         Raises:
             BundleError: the module does not load here, or the target's driver finds no device.
         """
+        missing = set(target.instruction_sets) - instruction_sets()
+        if missing:
+            raise BundleError(
+                f"{bundle / target.module} was compiled for a CPU with {', '.join(sorted(missing))}, which "
+                f"this one does not have; compile it here: jaxrank compile {bundle} --target {target.name}"
+            )
         self._instance = rt.VmInstance()
         self._target = target
         self._has_state = bool(manifest.state)

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from serving.servicer import PredictionServicer
 from serving.wire.reflection import SERVICE, public_pool
 
 log = logging.getLogger("jaxrank")
+
+_ARRIVAL_SECONDS = 0.2
 
 
 class StartError(JaxrankError):
@@ -67,14 +70,14 @@ class Server:
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=public_pool()
         )
+        host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
         try:
-            port = self._server.add_insecure_port(f"{options.host}:{options.port}")
+            port = self._server.add_insecure_port(f"{host}:{options.port}")
         except RuntimeError as error:
             raise StartError(
-                f"cannot listen on {options.host}:{options.port}: {error}; is another server on that "
-                "port? (--port)"
+                f"cannot listen on {host}:{options.port}: {error}; is another server on that port? (--port)"
             ) from error
-        self.address = f"{options.host}:{port}"
+        self.address = f"{host}:{port}"
         self._report_health()
         self._server.start()
         self.repository.scan()
@@ -84,11 +87,14 @@ class Server:
         self.repository.watch(options.poll_seconds)
 
     def stop(self) -> None:
-        """Refuses new requests, lets those in flight finish within the grace period, and closes every
-        model."""
+        """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
+        grace period, and closes every model."""
         self._stopped.set()
         self._monitor.join()
         self._health.enter_graceful_shutdown()
+        # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
+        # Requests already on their way are still answered.
+        time.sleep(min(_ARRIVAL_SECONDS, self._options.grace_seconds))
         self._server.stop(self._options.grace_seconds).wait()
         self.repository.close()
 
@@ -107,15 +113,19 @@ class Server:
 def serve(options: ServerOptions) -> None:
     """Serves until SIGINT or SIGTERM, then drains. Raises `StartError`."""
     done = threading.Event()
+
+    def stop(*_: object) -> None:
+        # A second signal does not wait: not for requests in flight, nor for models that load.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        done.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
+        signal.signal(number, stop)
     server = Server(options)
     models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
     log.info("serving on %s: %s", server.address, models or f"no models yet in {options.models_dir}")
     done.wait()
-    # A second signal does not wait for requests in flight.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)
     server.stop()
     log.info("stopped")

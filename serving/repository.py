@@ -20,6 +20,8 @@ from serving.model import Model
 
 log = logging.getLogger("jaxrank")
 
+_MAX_VERSION = 2**63 - 1  # versions travel as int64
+
 
 @dataclass
 class _Served:
@@ -28,15 +30,22 @@ class _Served:
 
     version: int
     model: Model
-    stamp: int
+    stamp: int  # modification time of its manifest
     users: int = 0
     retired: bool = False
+
+
+# Path, size and modification time of every file. A version that failed is tried again when they change:
+# copying a bundle is not atomic, and its manifest may come before its other files.
+_Files = frozenset[tuple[str, int, int]]
 
 
 @dataclass
 class _State:
     served: dict[str, _Served] = field(default_factory=dict)
-    failed: dict[tuple[str, int], int] = field(default_factory=dict)
+    failed: dict[tuple[str, int], _Files] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    scanned: bool = False
 
 
 class ModelRepository:
@@ -54,14 +63,20 @@ class ModelRepository:
     def scan(self) -> None:
         """Looks at the directory once and loads, switches and unloads what changed. Never raises for a bad
         bundle."""
-        found = self._versions()
-        if found is None:
-            return
-        for name, versions in found.items():
-            self._update(name, versions)
-        for name in self._state.served.keys() - found.keys():
-            log.warning("model %s: its directory is gone; unloaded", name)
-            self._swap(name, None)
+        found = self._models()
+        if found is not None:
+            for name, directory in found.items():
+                versions = self._versions(directory)
+                if versions is not None:
+                    self._update(name, versions)
+            for name in self._state.served.keys() - found.keys():
+                log.warning("model %s: its directory is gone; unloaded", name)
+                self._swap(name, None)
+            with self._lock:
+                for key in [key for key in self._state.failed if key[0] not in found]:
+                    del self._state.failed[key]
+        with self._lock:
+            self._state.scanned = True
 
     def watch(self, seconds: float) -> None:
         """Scans every `seconds` on a thread of its own until `close`."""
@@ -120,42 +135,67 @@ class ModelRepository:
             return ModelUnavailableError(
                 f"model {shown!r} has no version that loads (tried {sorted(failed)}); see the log"
             )
+        if not self._state.scanned:
+            return ModelUnavailableError(f"model {shown!r} is not loaded yet; the server is starting")
         there = ", ".join(sorted(self._state.served)) or "none"
         return ModelNotFoundError(f"there is no model {shown!r}; models: {there}")
 
-    def _versions(self) -> dict[str, dict[int, Path]] | None:
-        try:
-            models = [p for p in self._models_dir.iterdir() if p.is_dir() and not p.name.startswith(".")]
-            return {
-                model.name: {
-                    int(v.name): v for v in model.iterdir() if v.name.isdecimal() and (v / MANIFEST).is_file()
-                }
-                for model in models
-            }
-        except OSError as error:
-            log.error("cannot read %s: %s; serving what is loaded", self._models_dir, error)
+    def _models(self) -> dict[str, Path] | None:
+        listed = self._list(self._models_dir)
+        return None if listed is None else {p.name: p for p in listed if p.is_dir()}
+
+    def _versions(self, directory: Path) -> dict[int, Path] | None:
+        listed = self._list(directory)
+        if listed is None:
             return None
+        numbered = {int(p.name): p for p in listed if p.name.isascii() and p.name.isdecimal()}
+        return {n: p for n, p in numbered.items() if n <= _MAX_VERSION and (p / MANIFEST).is_file()}
+
+    def _list(self, directory: Path) -> list[Path] | None:
+        """What is in a directory, hidden names aside; `None`, and one log line, where it cannot be read."""
+        try:
+            listed = [p for p in directory.iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            if self._state.unreadable.get(directory) != str(error):
+                self._state.unreadable[directory] = str(error)
+                log.error("cannot read %s: %s; serving what is loaded from it", directory, error)
+            return None
+        if self._state.unreadable.pop(directory, None) is not None:
+            log.info("%s can be read again", directory)
+        return listed
 
     def _update(self, name: str, versions: dict[int, Path]) -> None:
         served = self._state.served.get(name)
         for version in sorted(versions, reverse=True):
+            if served is not None and served.version in versions and version < served.version:
+                break  # what is loaded is better than an older version, whatever became of its files
             path = versions[version]
             try:
                 stamp = (path / MANIFEST).stat().st_mtime_ns
+                if served is not None and served.version == version and served.stamp == stamp:
+                    break
+                tree = _files(path)
             except OSError:
                 continue  # it went away while we looked; the next scan knows more
-            if served is not None and served.version == version and served.stamp == stamp:
-                break
-            if self._state.failed.get((name, version)) == stamp:
+            if self._state.failed.get((name, version)) == tree:
                 continue
             try:
                 model = Model.load(path, target=self._target, streams=self._streams)
-            except (JaxrankError, OSError) as error:
+            except Exception as error:  # one bad bundle must not keep others from being served
                 with self._lock:
-                    self._state.failed[name, version] = stamp
+                    self._state.failed[name, version] = tree
                 kept = f"version {served.version} keeps serving" if served else "no version is served"
-                log.error("model %s: version %d does not load, %s: %s", name, version, kept, error)
+                log.error(
+                    "model %s: version %d does not load, %s: %s",
+                    name,
+                    version,
+                    kept,
+                    error if isinstance(error, JaxrankError | OSError) else repr(error),
+                    exc_info=not isinstance(error, JaxrankError | OSError),
+                )
                 continue
+            with self._lock:
+                self._state.failed.pop((name, version), None)
             self._swap(name, _Served(version, model, stamp))
             log.info("model %s: serving version %d", name, version)
             break
@@ -178,3 +218,8 @@ class ModelRepository:
                 old.retired = True
         if old is not None and close:
             old.model.close()
+
+
+def _files(directory: Path) -> _Files:
+    stats = ((path, path.stat()) for path in directory.rglob("*"))
+    return frozenset((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)

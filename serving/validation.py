@@ -1,7 +1,6 @@
 """Checks a request's features against the signature, before any of them is used."""
 
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,66 +9,53 @@ import numpy as np
 from jaxrank.manifest import Signature, TensorSpec
 from serving.errors import InvalidRequestError
 from serving.wire import tensor_pb2
-from serving.wire.codec import decode
+from serving.wire.codec import declared_shape, decode, dtype_name
 
 
 def validate(
     inputs: Mapping[str, np.ndarray], signature: Signature, max_candidates: int
 ) -> dict[str, np.ndarray]:
-    """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with N equal
-    rows counts.
+    """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with as many
+    rows as there are candidates.
 
     A request-scope feature may come once, or repeated on every row where the signature leaves its rows open:
     then all rows must be equal, and one is kept.
 
     Raises:
         InvalidRequestError: a missing or unknown feature, another dtype, rank or size, row counts that
-        differ, no candidates or
-            too many. The message names the feature.
+            differ, no candidates or too many. The message names the feature.
     """
-    specs = {spec.name: spec for spec in signature.inputs}
-    _check_names(inputs, specs)
-    for spec in specs.values():
-        _check_form(spec, inputs[spec.name])
-    counts = {s.name: len(inputs[s.name]) for s in specs.values() if s.scope == "candidate"}
-    rows = next(iter(counts.values()))
-    for name, count in counts.items():
-        if count != rows:
-            raise InvalidRequestError(
-                f"feature {name!r} has {count} rows but {next(iter(counts))!r} has {rows}; every "
-                "candidate feature must have one "
-                "row for each candidate"
-            )
-    if not rows:
-        raise InvalidRequestError(
-            f"feature {next(iter(counts))!r} has no rows; at least one candidate is needed"
-        )
-    if rows > max_candidates:
-        raise InvalidRequestError(
-            f"feature {next(iter(counts))!r} has {rows} candidates; this model takes at most "
-            f"{max_candidates} in one request"
-        )
+    _check_names(inputs, signature)
+    forms = {name: (_dtype(value), value.shape) for name, value in inputs.items()}
+    _check_forms(forms, signature, max_candidates)
     return {
-        name: _one_row(spec, inputs[name], rows) if spec.scope == "request" else inputs[name]
-        for name, spec in specs.items()
+        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
+        for spec in signature.inputs
     }
 
 
 def decode_inputs(
     tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_candidates: int
 ) -> dict[str, np.ndarray]:
-    """Decodes and validates a request's tensors. No array larger than the signature allows is ever made."""
-    specs = {spec.name: spec for spec in signature.inputs}
-    _check_names(tensors, specs)
-    # One row more than allowed still decodes, so that the refusal can name the count.
-    limits = {s.name: (max_candidates + 1) * math.prod(d or 1 for d in s.shape[1:]) for s in signature.inputs}
-    inputs = {name: decode(name, tensor, limits[name]) for name, tensor in tensors.items()}
-    return validate(inputs, signature, max_candidates)
+    """Decodes and validates a request's tensors.
+
+    What the tensors say of themselves is checked first: nothing that the signature does not allow is decoded,
+    and the refusal is the same as `validate`'s.
+    """
+    _check_names(tensors, signature)
+    forms = {name: (dtype_name(t.dtype), declared_shape(name, t)) for name, t in tensors.items()}
+    _check_forms(forms, signature, max_candidates)
+    inputs = {name: decode(name, tensor) for name, tensor in tensors.items()}
+    return {
+        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
+        for spec in signature.inputs
+    }
 
 
-def _check_names(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
-    missing = sorted(specs.keys() - inputs.keys())
-    unknown = sorted(inputs.keys() - specs.keys())
+def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
+    specs = {spec.name for spec in signature.inputs}
+    missing = sorted(specs - inputs.keys())
+    unknown = sorted(inputs.keys() - specs)
     problems = []
     if missing:
         problems.append(f"missing features: {', '.join(map(repr, missing))}")
@@ -81,39 +67,75 @@ def _check_names(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> 
         raise InvalidRequestError(f"{'; '.join(problems)}; the signature takes: {', '.join(sorted(specs))}")
 
 
-def _check_form(spec: TensorSpec, value: np.ndarray) -> None:
-    dtype = "string" if value.dtype == object else value.dtype.name
+def _dtype(value: np.ndarray) -> str:
+    return "string" if value.dtype == object else value.dtype.name
+
+
+def _check_forms(
+    forms: Mapping[str, tuple[str, tuple[int, ...]]], signature: Signature, max_candidates: int
+) -> None:
+    """Checks dtypes, ranks, sizes and row counts. `forms` are the dtype and shape of each feature."""
+    for spec in signature.inputs:
+        _check_form(spec, *forms[spec.name])
+    counts = {s.name: forms[s.name][1][0] for s in signature.inputs if s.scope == "candidate"}
+    if not counts:
+        raise InvalidRequestError(
+            "no input of this model has one row for each candidate, so there is nothing to rank; convert it "
+            "again with a candidate feature"
+        )
+    first, rows = next(iter(counts.items()))
+    for name, count in counts.items():
+        if count != rows:
+            raise InvalidRequestError(
+                f"feature {name!r} has {count} rows but {first!r} has {rows}; every candidate feature must "
+                "have one row for each candidate"
+            )
+    if not rows:
+        raise InvalidRequestError(f"feature {first!r} has no rows; at least one candidate is needed")
+    if rows > max_candidates:
+        raise InvalidRequestError(
+            f"feature {first!r} has {rows} candidates; this model takes at most {max_candidates} in one "
+            "request"
+        )
+    for spec in signature.inputs:
+        if spec.scope == "request":
+            _check_request_rows(spec, forms[spec.name][1][0], rows)
+
+
+def _check_form(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> None:
     if dtype != spec.dtype:
         raise InvalidRequestError(f"feature {spec.name!r} has dtype {dtype}; the signature says {spec.dtype}")
-    shape = ["N" if d is None else d for d in spec.shape]
-    if value.ndim != len(spec.shape):
+    wanted = ["N" if d is None else d for d in spec.shape]
+    if len(shape) != len(spec.shape):
         raise InvalidRequestError(
-            f"feature {spec.name!r} has {value.ndim} dimensions, shape {list(value.shape)}; the "
-            f"signature says {shape}"
+            f"feature {spec.name!r} has {len(shape)} dimensions, shape {list(shape)}; the signature says "
+            f"{wanted}"
         )
-    if any(
-        want is not None and got != want for got, want in zip(value.shape[1:], spec.shape[1:], strict=True)
-    ):
+    if any(want is not None and got != want for got, want in zip(shape[1:], spec.shape[1:], strict=True)):
         raise InvalidRequestError(
-            f"feature {spec.name!r} has shape {list(value.shape)}; the signature says {shape}"
+            f"feature {spec.name!r} has shape {list(shape)}; the signature says {wanted}"
         )
 
 
-def _one_row(spec: TensorSpec, value: np.ndarray, rows: int) -> np.ndarray:
+def _check_request_rows(spec: TensorSpec, found: int, rows: int) -> None:
+    if found == 1 or (found == rows and spec.shape[0] is None):
+        return
+    allowed = (
+        "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
+    )
+    raise InvalidRequestError(
+        f"feature {spec.name!r} has {found} rows; it is the same for all candidates: send {allowed}"
+    )
+
+
+def _one_row(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
     if len(value) == 1:
         return value
-    if spec.shape[0] is not None or len(value) != rows:
-        allowed = (
-            "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
-        )
-        raise InvalidRequestError(
-            f"feature {spec.name!r} has {len(value)} rows; it is the same for all candidates: send {allowed}"
-        )
-    # Bytes are compared, so a NaN equals itself.
+    # A NaN repeated on every row is one value.
     same = value[1:] == value[:1]
     if value.dtype.kind == "f":
         same = same | (np.isnan(value[1:]) & np.isnan(value[:1]))
-    differs = ~np.asarray(same, bool).reshape(rows - 1, -1).all(axis=1)
+    differs = ~np.asarray(same, bool).reshape(len(value) - 1, -1).all(axis=1)
     if differs.any():
         row = int(np.argmax(differs)) + 1
         raise InvalidRequestError(

@@ -4,6 +4,7 @@ python -m examples.movielens.demo --help
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import re
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from serving.client import PredictClient
 MODEL = "movielens"
 TIMED_CANDIDATES = 1000
 TIMED_REQUESTS = 200
+MAX_ABS_ERROR = 1e-5
+MAX_AUC_DIFFERENCE = 1e-4
 
 console = Console(highlight=False, width=min(Console().width, 120) if sys.stdout.isatty() else 120)
 
@@ -122,6 +124,12 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
         client.close()
     show(comparison)
     write_figures(results, comparison, convert_s, compile_s)
+    difference = abs(comparison.auc_tensorflow - comparison.auc_served)
+    if not (comparison.max_abs_error <= MAX_ABS_ERROR and difference <= MAX_AUC_DIFFERENCE):
+        raise SystemExit(
+            f"scores moved: largest difference {comparison.max_abs_error:.1e} (at most {MAX_ABS_ERROR:.0e} is accepted), "
+            f"AUC difference {difference:.1e} (at most {MAX_AUC_DIFFERENCE:.0e})"
+        )
     console.print(f"\nFigures: {results}. Models: {work / 'models'}. Serve them again with:\n")
     console.print(
         f"    {Path(sys.executable).parent / 'jaxrank'} serve {work / 'models'}\n",
@@ -130,7 +138,7 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def stage(title: str) -> Iterator[None]:
     """A headline, and the time the stage took."""
     console.rule(f"[bold]{title}", align="left")
@@ -162,7 +170,7 @@ def save_examples(data: movielens.MovieLens, path: Path) -> None:
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(models: Path, log: Path) -> Iterator[str]:
     """`jaxrank serve` in a process of its own on a free port, once it is healthy. Yields its address."""
     with socket.socket() as probe:
@@ -200,12 +208,10 @@ def wait_until_healthy(address: str, process: subprocess.Popen, log: Path) -> No
         for _ in range(600):
             if process.poll() is not None:
                 raise SystemExit(f"the server ended with status {process.returncode}:\n{log.read_text()}")
-            try:
+            with contextlib.suppress(grpc.RpcError):  # not listening yet
                 status = health.Check(health_pb2.HealthCheckRequest(), timeout=1).status
                 if status == health_pb2.HealthCheckResponse.SERVING:
                     return
-            except grpc.RpcError:
-                pass  # not listening yet
             time.sleep(0.1)
     raise SystemExit(f"the server was not healthy within a minute:\n{log.read_text()}")
 

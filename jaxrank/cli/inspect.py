@@ -87,6 +87,8 @@ def _flops(flops: Flops, manifest: Manifest) -> Table:
     if manifest.targets:
         compiled = [flops.request + flops.candidate * n for n in sizes]
         table.add_row("compiled", *(f"{c:,}" for c in compiled))
+        table.add_row("  once for the request", *(f"{flops.request:,}" for _ in sizes))
+        table.add_row("  for the candidates", *(f"{flops.candidate * n:,}" for n in sizes))
         table.add_row(
             "saved",
             *(
@@ -101,9 +103,7 @@ def _targets(manifest: Manifest) -> Table:
     table = _table("Targets", "target", "engine", "driver", "module", "checked here")
     for t in manifest.targets:
         checked = (
-            f"max abs error {t.certificate.max_abs_error:.1e}"
-            if t.certificate
-            else "no such device at compile time"
+            f"max abs error {t.certificate.max_abs_error:.1e}" if t.certificate else "not run at compile time"
         )
         table.add_row(t.name, f"{t.engine} ({t.compiler})", t.driver, t.module, checked)
     if not manifest.targets:

@@ -4,7 +4,9 @@ Everything a client can say about a tensor is checked against what it sent befor
 allocated.
 """
 
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -30,20 +32,22 @@ _NUMERIC: dict[pb.DataType, tuple[np.dtype, str]] = {
     pb.DT_BOOL: (np.dtype("?"), "bool_val"),
     pb.DT_HALF: (np.dtype("<f2"), "half_val"),
 }
+_NAMES: dict[int, str] = {n: name.removeprefix("DT_").lower() for name, n in pb.DataType.items()}
+_NAMES |= {number: dtype.name for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF: dict[str, pb.DataType] = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF["object"] = pb.DT_STRING
 
 
 def dtype_number(name: str) -> pb.DataType:
-    """The wire's number of TensorFlow's dtype name ("float32", "string", ...)."""
-    return pb.DT_STRING if name == "string" else _NUMBER_OF[{"half": "float16"}.get(name, name)]
+    """The wire's number of TensorFlow's dtype name ("float32", "string", "bfloat16", ...)."""
+    if name in _NUMBER_OF:
+        return _NUMBER_OF[name]
+    return cast(pb.DataType, pb.DataType.Value(f"DT_{name.upper()}"))
 
 
-def dtype_name(number: pb.DataType) -> str:
+def dtype_name(number: int) -> str:
     """TensorFlow's name of a wire dtype, for messages; the number itself where it is not one."""
-    if number == pb.DT_STRING:
-        return "string"
-    return _NUMERIC[number][0].name if number in _NUMERIC else f"dtype {number}"
+    return _NAMES.get(number, str(number))
 
 
 def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
@@ -53,7 +57,12 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
     As in TensorFlow, a typed field may hold fewer values than the shape: the last one fills the rest, and
     none at all means zeros or empty strings. Raises `InvalidRequestError` naming the feature.
     """
-    shape, size = _shape(feature, tensor, max_elements)
+    shape = declared_shape(feature, tensor)
+    size = math.prod(shape)
+    if size > max_elements or max(shape, default=0) > MAX_ELEMENTS:
+        raise InvalidRequestError(
+            f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken"
+        )
     if tensor.dtype == pb.DT_STRING:
         if tensor.tensor_content:
             raise InvalidRequestError(
@@ -62,16 +71,19 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
         return _strings(feature, tensor.string_val, shape, size)
     if tensor.dtype not in _NUMERIC:
         raise InvalidRequestError(
-            f"feature {feature!r} has {dtype_name(tensor.dtype)}, which is not supported"
+            f"feature {feature!r} has dtype {dtype_name(tensor.dtype)}, which is not supported; send "
+            "floats of 16, 32 or 64 bits, bools, strings or integers of 8 to 64 bits"
         )
     dtype, field = _NUMERIC[tensor.dtype]
     if tensor.tensor_content:
         if len(tensor.tensor_content) != size * dtype.itemsize:
             raise InvalidRequestError(
                 f"feature {feature!r} has {len(tensor.tensor_content)} bytes of tensor_content; shape "
-                f"{list(shape)} of "
-                f"{dtype.name} needs {size * dtype.itemsize}"
+                f"{list(shape)} of {dtype.name} needs {size * dtype.itemsize}"
             )
+        if tensor.dtype == pb.DT_BOOL:
+            # Any byte may come; NumPy's bools are only well-defined as 0 and 1.
+            return (np.frombuffer(tensor.tensor_content, np.uint8) != 0).reshape(shape)
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
     sent = getattr(tensor, field)
     _check_count(feature, len(sent), size, shape)
@@ -90,6 +102,21 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
         filled[len(values) :] = values[-1] if len(values) else 0
         values = filled
     return values.reshape(shape)
+
+
+def declared_shape(feature: str, tensor: pb.TensorProto) -> tuple[int, ...]:
+    """The shape that a TensorProto says it has. Raises `InvalidRequestError` for one that no array has."""
+    dims = tensor.tensor_shape.dim
+    if tensor.tensor_shape.unknown_rank or len(dims) > MAX_RANK:
+        raise InvalidRequestError(
+            f"feature {feature!r} has no usable shape: unknown rank or more than {MAX_RANK} dimensions"
+        )
+    shape = tuple(d.size for d in dims)
+    if min(shape, default=0) < 0:
+        raise InvalidRequestError(
+            f"feature {feature!r} has shape {list(shape)}; dimensions must not be negative"
+        )
+    return shape
 
 
 def encode(value: np.ndarray) -> pb.TensorProto:
@@ -126,27 +153,6 @@ def _number(value: np.ndarray) -> pb.DataType:
             f"arrays of {value.dtype} have no tensor dtype; use object arrays of bytes for strings"
         )
     return number
-
-
-def _shape(feature: str, tensor: pb.TensorProto, max_elements: int) -> tuple[tuple[int, ...], int]:
-    dims = tensor.tensor_shape.dim
-    if tensor.tensor_shape.unknown_rank or len(dims) > MAX_RANK:
-        raise InvalidRequestError(
-            f"feature {feature!r} has no usable shape: unknown rank or more than {MAX_RANK} dimensions"
-        )
-    shape = tuple(d.size for d in dims)
-    size = 1
-    for dim in shape:
-        if dim < 0:
-            raise InvalidRequestError(
-                f"feature {feature!r} has shape {list(shape)}; dimensions must not be negative"
-            )
-        size *= dim
-    if size > max_elements or max(shape, default=0) > MAX_ELEMENTS:
-        raise InvalidRequestError(
-            f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken"
-        )
-    return shape, size
 
 
 def _check_count(feature: str, sent: int, size: int, shape: tuple[int, ...]) -> None:

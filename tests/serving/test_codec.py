@@ -64,6 +64,12 @@ def test_short_typed_fields_repeat_the_last_value(dtype: tf.DType, sent: int) ->
         np.testing.assert_array_equal(decode("x", _to_ours(message)), tf.make_ndarray(message))
 
 
+def test_any_byte_of_a_bool_is_a_bool() -> None:
+    """Other bytes than 0 and 1 would make NumPy bools that are neither."""
+    found = decode("x", _message(dtype=pb.DT_BOOL, shape=[3], tensor_content=b"\x00\x02\x01"))
+    np.testing.assert_array_equal(found.view(np.uint8), [0, 1, 1])
+
+
 def _message(**fields: object) -> pb.TensorProto:
     shape = fields.pop("shape", [2])
     fields.setdefault("dtype", pb.DT_FLOAT)
@@ -84,8 +90,10 @@ def _message(**fields: object) -> pb.TensorProto:
         (_message(shape=[3], tensor_content=b"1234567"), "7 bytes of tensor_content"),
         (_message(dtype=pb.DT_STRING, shape=[1], tensor_content=b"abc"), "string_val"),
         (_message(dtype=pb.DT_STRING, shape=[1], string_val=[b"a", b"b"]), "2 values"),
-        (_message(dtype=pb.DT_COMPLEX64), "dtype 8, which is not supported"),
-        (_message(dtype=pb.DT_INVALID), "dtype 0"),
+        (_message(dtype=pb.DT_COMPLEX64), "dtype complex64, which is not supported"),
+        (_message(dtype=pb.DT_BFLOAT16), "dtype bfloat16, which is not supported"),
+        (_message(dtype=pb.DT_INVALID), "dtype invalid"),
+        (_message(dtype=20), "dtype 20, which is not supported"),
         (_message(dtype=pb.DT_INT8, shape=[1], int_val=[1000]), "outside of int8"),
         (
             pb.TensorProto(dtype=pb.DT_FLOAT, tensor_shape=pb.TensorShapeProto(unknown_rank=True)),

@@ -1,5 +1,6 @@
 """The generated messages are those of the .proto files, and their numbers are the public ones."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,13 @@ def test_generated_code_is_current(tmp_path: Path) -> None:
         [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True
     )
     for made in tmp_path.rglob("*_pb2.py*"):
-        assert made.read_text() == (ROOT / made.relative_to(tmp_path)).read_text(), "run `make proto`"
+        assert _unversioned(made) == _unversioned(ROOT / made.relative_to(tmp_path)), "run `make proto`"
+
+
+def _unversioned(path: Path) -> str:
+    """Generated code without the version of protobuf that made it."""
+    text = re.sub(r"# Protobuf Python Version: .*", "", path.read_text())
+    return re.sub(r"(PUBLIC,\n)( +\d+,\n){3}", r"\1", text)
 
 
 @pytest.mark.parametrize(

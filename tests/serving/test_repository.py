@@ -107,6 +107,83 @@ def test_a_repaired_version_is_tried_again(
     assert repository.loaded() == {"ranker": 2}
 
 
+@pytest.mark.parametrize("late", [files.HOST_PROGRAM, files.WEIGHTS])
+def test_a_copy_that_is_not_finished(
+    models_dir: Path, ranker_bundle: Path, repository: ModelRepository, late: str
+) -> None:
+    """`cp -r` may write the manifest before other files: the version is tried again when they come."""
+    version = models_dir / "ranker" / "2"
+    shutil.copytree(ranker_bundle, version, ignore=shutil.ignore_patterns(late))
+    repository.scan()
+    assert repository.loaded() == {"ranker": 1}
+    shutil.copy(ranker_bundle / late, version / late)
+    repository.scan()
+    assert repository.loaded() == {"ranker": 2}
+
+
+def test_a_failed_version_is_tried_once(
+    models_dir: Path, ranker_bundle: Path, repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(ranker_bundle, models_dir / "ranker" / "2")
+    (models_dir / "ranker" / "2" / files.HOST_PROGRAM).write_bytes(b"{}")
+    for _ in range(3):
+        repository.scan()
+    assert caplog.text.count("does not load") == 1
+
+
+def test_damage_in_place_does_not_bring_back_an_older_version(
+    models_dir: Path, ranker_bundle: Path, repository: ModelRepository
+) -> None:
+    shutil.copytree(ranker_bundle, models_dir / "ranker" / "3")
+    repository.scan()
+    (models_dir / "ranker" / "3" / files.MANIFEST).write_bytes(b"{")
+    for _ in range(2):
+        repository.scan()
+    assert repository.loaded() == {"ranker": 3}
+
+
+def test_an_error_nobody_thought_of_stops_one_model_only(
+    models_dir: Path, ranker_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(ranker_bundle, models_dir / "aaa" / "1")
+    load = Model.load
+
+    def fail_first(path: Path, **options: object) -> Model:
+        if "aaa" in path.parts:
+            raise ValueError("surprise")
+        return load(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "load", fail_first)
+    repository = ModelRepository(models_dir)
+    repository.scan()
+    assert repository.loaded() == {"ranker": 1}
+    assert "ValueError('surprise')" in caplog.text
+
+
+def test_a_models_directory_that_goes_away(
+    models_dir: Path, repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line in the log, not one for each scan; what is loaded serves on."""
+    away = models_dir.with_name("away")
+    models_dir.rename(away)
+    for _ in range(3):
+        repository.scan()
+    assert caplog.text.count("cannot read") == 1
+    assert repository.loaded() == {"ranker": 1}
+    away.rename(models_dir)
+    with caplog.at_level(logging.INFO):
+        repository.scan()
+    assert "can be read again" in caplog.text
+
+
+def test_before_the_first_scan(models_dir: Path) -> None:
+    with (
+        pytest.raises(ModelUnavailableError, match="the server is starting"),
+        ModelRepository(models_dir).lend("ranker"),
+    ):
+        pass
+
+
 def test_only_a_broken_version(tmp_path: Path, ranker_bundle: Path) -> None:
     shutil.copytree(ranker_bundle, tmp_path / "ranker" / "1")
     (tmp_path / "ranker" / "1" / files.HOST_PROGRAM).write_bytes(b"{}")
@@ -150,7 +227,7 @@ def test_watching(models_dir: Path, ranker_bundle: Path, repository: ModelReposi
 
 
 def test_odd_directories_are_ignored(models_dir: Path, ranker_bundle: Path) -> None:
-    for name in ("ranker/latest", "ranker/.2", "ranker/-3", ".hidden/1"):
+    for name in ("ranker/latest", "ranker/.2", "ranker/-3", f"ranker/{2**63}", "ranker/٣", ".hidden/1"):
         shutil.copytree(ranker_bundle, models_dir / name)
     (models_dir / "notes.txt").write_text("")
     (models_dir / "empty").mkdir()
@@ -162,6 +239,19 @@ def test_odd_directories_are_ignored(models_dir: Path, ranker_bundle: Path) -> N
 def test_a_target_that_was_not_compiled(ranker_bundle: Path) -> None:
     with pytest.raises(BundleError, match="not compiled for 'cuda:sm_86' .it has: cpu, cuda:sm_80, vulkan"):
         Model.load(ranker_bundle, target="cuda:sm_86")
+
+
+def test_a_module_for_another_cpu_is_refused(ranker_bundle: Path, tmp_path: Path) -> None:
+    """Running it would end the process with an illegal instruction."""
+    shutil.copytree(ranker_bundle, tmp_path / "b")
+    manifest = files.read_manifest(tmp_path / "b")
+    targets = tuple(
+        msgspec.structs.replace(t, instruction_sets=(*t.instruction_sets, "avx1024"))
+        for t in manifest.targets
+    )
+    files.write_manifest(tmp_path / "b", msgspec.structs.replace(manifest, targets=targets))
+    with pytest.raises(BundleError, match="compiled for a CPU with avx1024"):
+        Model.load(tmp_path / "b")
 
 
 def test_a_manifest_cannot_point_outside(ranker_bundle: Path, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import PredictClient
 from tests import models
@@ -45,8 +49,47 @@ def test_a_signal_drains_and_exits_0(process: subprocess.Popen, number: signal.S
     process.send_signal(number)
     thread.join(20)
     assert process.wait(20) == 0
-    # The signal may win the race with the request's arrival; an answer that came is whole.
-    assert all(len(a["click"]) == 5000 for a in answers)
+    assert [len(a["click"]) for a in answers] == [5000]
+
+
+def test_a_second_signal_does_not_wait(models_dir: Path) -> None:
+    """A stream that stays open would hold the first one for its whole grace period."""
+    command = [
+        JAXRANK,
+        "serve",
+        str(models_dir),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--grace-seconds",
+        "60",
+    ]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        grpc.insecure_channel(_address(process)) as channel,
+    ):
+        stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert next(stream).status == health_pb2.HealthCheckResponse.SERVING
+        process.send_signal(signal.SIGINT)
+        assert next(stream).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+
+
+def test_a_request_on_its_way_is_answered(models_dir: Path) -> None:
+    """It arrives after the stop began, when gRPC alone would answer UNAVAILABLE or CANCELLED."""
+    from serving.grpc_server import Server, ServerOptions
+
+    server = Server(ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0))
+    client = PredictClient(server.address)
+    client.predict("ranker", models.ranker_request(9, 1))
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(server.stop)
+        time.sleep(0.02)
+        assert len(client.predict("ranker", models.ranker_request(9, 1))["click"]) == 9
+        stopped.result(20)
+    client.close()
 
 
 def test_requests_in_flight_are_answered(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

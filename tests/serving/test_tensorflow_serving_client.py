@@ -1,5 +1,6 @@
 """The official client package, `tensorflow-serving-api`, against our server, in a process of its own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.wire import predict_pb2
 from tests import models
 from tests.conftest import CACHE
 
@@ -36,6 +38,18 @@ assert metadata.Unpack(signatures)
 assert sorted(signatures.signature_def["serving_default"].outputs) == ["click", "watch"]
 """
 
+_FIELDS = """
+import json
+from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
+messages = [
+    model_pb2.ModelSpec, predict_pb2.PredictRequest, predict_pb2.PredictResponse,
+    get_model_metadata_pb2.SignatureDefMap, get_model_metadata_pb2.GetModelMetadataRequest,
+    get_model_metadata_pb2.GetModelMetadataResponse,
+]
+fields = lambda d: {f.name: [f.number, f.type, f.is_repeated] for f in d.fields}
+print(json.dumps({m.DESCRIPTOR.full_name: fields(m.DESCRIPTOR) for m in messages}))
+"""
+
 
 @pytest.fixture(scope="module")
 def client_packages() -> Path:
@@ -48,6 +62,25 @@ def client_packages() -> Path:
     return target
 
 
+def _environment(packages: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(packages), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"}
+
+
+def test_field_numbers_are_the_official_ones(client_packages: Path) -> None:
+    command = [sys.executable, "-c", _FIELDS]
+    found = subprocess.run(
+        command, env=_environment(client_packages), check=True, timeout=120, stdout=subprocess.PIPE
+    )
+    official = json.loads(found.stdout)
+    ours = {
+        m.full_name.removeprefix("jaxrank."): m for m in predict_pb2.DESCRIPTOR.message_types_by_name.values()
+    }
+    assert ours.keys() == official.keys()
+    for name, message in ours.items():
+        for field in message.fields:
+            assert [field.number, field.type, field.is_repeated] == official[name][field.name]
+
+
 def test_the_official_client(
     client_packages: Path, address: str, ranker_saved_model: Path, tmp_path: Path
 ) -> None:
@@ -55,8 +88,7 @@ def test_the_official_client(
     features = models.ranker_request(120, 77)
     np.savez(tmp_path / "in.npz", **models.as_npz(features))
     command = [sys.executable, "-c", _CLIENT, address, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
-    environment = {"PYTHONPATH": str(client_packages), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"}
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    subprocess.run(command, env=_environment(client_packages), check=True, timeout=120)
     expected = models.tensorflow_outputs(ranker_saved_model, features)
     with np.load(tmp_path / "out.npz") as found:
         for name, value in expected.items():

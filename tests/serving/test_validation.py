@@ -5,7 +5,8 @@ import pytest
 
 from jaxrank.manifest import Signature, TensorSpec
 from serving.errors import InvalidRequestError
-from serving.validation import validate
+from serving.validation import decode_inputs, validate
+from serving.wire.codec import encode_content
 
 
 def _spec(name: str, dtype: str, shape: tuple[int | None, ...], scope: str) -> TensorSpec:
@@ -98,5 +99,26 @@ def test_equal_rows_of_a_request_feature_become_one(value: float) -> None:
     ],
 )
 def test_refusals_name_the_feature(request_: dict[str, np.ndarray], expected: str) -> None:
+    """The same for arrays and for tensors on the wire."""
     with pytest.raises(InvalidRequestError, match=expected):
         validate(request_, SIGNATURE, 5)
+    with pytest.raises(InvalidRequestError, match=expected):
+        decode_inputs({name: encode_content(value) for name, value in request_.items()}, SIGNATURE, 5)
+
+
+def test_a_signature_without_candidates() -> None:
+    """The converter makes none; a bundle from elsewhere gets an answer, not a crash."""
+    signature = Signature(name="s", method_name="m", inputs=SIGNATURE.inputs[:1], outputs=())
+    with pytest.raises(InvalidRequestError, match="nothing to rank"):
+        validate({"user_city": np.array([b"x"], object)}, signature, 5)
+
+
+def test_a_long_refusal_fits_in_a_status() -> None:
+    """Hundreds of missing features: the first are named, the rest counted."""
+    inputs = tuple(
+        _spec(f"a_rather_long_feature_name_{i:04d}", "float32", (None,), "candidate") for i in range(900)
+    )
+    signature = Signature(name="s", method_name="m", inputs=inputs, outputs=())
+    with pytest.raises(InvalidRequestError, match=r"_0000'.*more characters\)$") as caught:
+        validate({}, signature, 5)
+    assert len(str(caught.value)) < 8192
