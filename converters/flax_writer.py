@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save_file
 
-from converters.dense import OWN_DOMAIN
+from converters.dense import OPSET, OWN_DOMAIN
 from converters.errors import Unsupported, UnsupportedOpsError
 from converters.names import UniqueNames, identifier, layer_name, scope_parts
 from converters.onnx_ops import OPS, Operand
@@ -103,8 +104,7 @@ class _Writer:
         self.layer_of: dict[tuple[str, bytes | None], str] = {}
 
     def run(self) -> None:
-        nodes = [self._constant_node(n) for n in self.graph.node]
-        nodes = self._products_on_the_last_axis([n for n in nodes if n is not None])
+        nodes = self._products_on_the_last_axis(self._fold_constants())
         self._refuse_unknown(nodes)
         skip: set[int] = set()
         for i, node in enumerate(nodes):
@@ -115,15 +115,42 @@ class _Writer:
             else:
                 self._node(node)
 
-    def _constant_node(self, node: Any) -> Any:
-        if node.op_type != "Constant":
-            return node
-        (attribute,) = node.attribute
-        value = onnx.helper.get_attribute_value(attribute)
-        self.constants[node.output[0]] = (
-            numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
-        )
-        return None
+    def _fold_constants(self) -> list[Any]:
+        """The nodes whose values depend on a feature. A constant found makes more shapes known, and a shape
+        more constants, so both are done until nothing changes."""
+        nodes = list(self.graph.node)
+        while True:
+            left = [n for n in nodes if not self._is_constant(n)]
+            if len(left) == len(nodes):
+                return nodes
+            nodes = left
+            graph = onnx.helper.make_graph(
+                nodes,
+                "features only",
+                list(self.graph.input),
+                list(self.graph.output),
+                [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+                value_info=list(self.graph.value_info),
+            )
+            opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(OWN_DOMAIN, 1)]
+            model = onnx.helper.make_model(graph, opset_imports=opsets)
+            self.shapes.update(_static_shapes(onnx.shape_inference.infer_shapes(model, data_prop=True)))
+
+    def _is_constant(self, node: Any) -> bool:
+        """Whether a node's value is known now: then it is put among the constants and needs no code."""
+        if node.op_type == "Shape" and node.input[0] in self.shapes and not node.attribute:
+            self.constants[node.output[0]] = np.array(self.shapes[node.input[0]], np.int64)
+        elif node.domain in ("", "ai.onnx") and all(name in self.constants for name in node.input if name):
+            alone = onnx.helper.make_graph([node], "constant", [], [_untyped(o) for o in node.output])
+            for name in node.input:
+                if name:
+                    alone.initializer.append(numpy_helper.from_array(self.constants[name], name))
+            model = onnx.helper.make_model(alone, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
+            values = ReferenceEvaluator(model).run(None, {})
+            self.constants.update(zip(node.output, map(np.asarray, values), strict=True))  # pyright: ignore
+        else:
+            return False
+        return True
 
     def _products_on_the_last_axis(self, nodes: list[Any]) -> list[Any]:
         """reshape to a matrix, product, reshape back (how TensorFlow spells a dense layer on sequences) is
@@ -188,9 +215,9 @@ class _Writer:
             if bias is None:
                 return None
         elif node.op_type == "MatMul" and self.uses[output] == 1:
-            at, add = next((i, n) for i, n in enumerate(nodes) if output in n.input)
-            other = [name for name in add.input if name != output]
-            if add.op_type == "Add" and len(other) == 1 and other[0] in self.constants:
+            at, add = next(((i, n) for i, n in enumerate(nodes) if output in n.input), (-1, None))
+            other = [name for name in add.input if name != output] if add is not None else []
+            if add is not None and add.op_type == "Add" and len(other) == 1 and other[0] in self.constants:
                 candidate = self.constants[other[0]]
                 if candidate.size == kernel.shape[1] and candidate.ndim <= 1 + (candidate.shape[:1] == (1,)):
                     bias, taken, output = candidate, {at}, add.output[0]
@@ -261,6 +288,9 @@ class _Writer:
             text = self.pending.pop(name)
         else:
             return Operand(self._constant(name), self.constants[name].shape)
+        if name not in self.shapes:
+            advice = "has a shape that is not known before it runs; give it a fixed one in the model"
+            raise UnsupportedOpsError([Unsupported(name, "unknown shape", advice)])
         return Operand(text, self.shapes[name])
 
     def _constant(self, name: str) -> str:
@@ -349,6 +379,12 @@ def _inputs_class(scope: str, columns: list[BlockColumn]) -> str:
 def _param_name(name: str) -> str:
     parts = scope_parts(name.split(":")[0].split("__")[0])
     return identifier("_".join([layer_name("/".join(parts)), *parts[-1:]]) if len(parts) > 1 else parts[-1])
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    value = onnx.ValueInfoProto()
+    value.name = name
+    return value
 
 
 def _value_name(node: Any) -> str:

@@ -28,6 +28,12 @@ class InvalidRequestError(ServingError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class SignatureNotFoundError(ServingError):
+    """The model has no signature of that name; TensorFlow Serving answers with the same code."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class ModelNotFoundError(ServingError):
     """No such model or version is loaded."""
 

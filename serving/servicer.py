@@ -14,7 +14,7 @@ from google.protobuf.any_pb2 import Any as AnyProto
 from google.protobuf.message import DecodeError, Message
 
 from jaxrank.manifest import Signature, TensorSpec
-from serving.errors import InvalidRequestError, ServingError
+from serving.errors import InvalidRequestError, ServingError, SignatureNotFoundError
 from serving.repository import ModelRepository
 from serving.validation import decode_inputs
 from serving.wire import predict_pb2 as pb
@@ -125,7 +125,9 @@ def _version(spec: pb.ModelSpec) -> int | None:
 
 def _check_signature(name: str, signature: Signature) -> None:
     if name not in ("", DEFAULT_SIGNATURE, signature.name):
-        raise InvalidRequestError(f"there is no signature {name[:200]!r}; this model has {signature.name!r}")
+        raise SignatureNotFoundError(
+            f"there is no signature {name[:200]!r}; this model has {signature.name!r}"
+        )
 
 
 def _output_filter(names: list[str], signature: Signature) -> list[str] | None:

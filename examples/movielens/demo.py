@@ -127,7 +127,8 @@ def run(work: Path, cache: Path, results: Path, epochs: int | None) -> None:
     difference = abs(comparison.auc_tensorflow - comparison.auc_served)
     if not (comparison.max_abs_error <= MAX_ABS_ERROR and difference <= MAX_AUC_DIFFERENCE):
         raise SystemExit(
-            f"scores moved: largest difference {comparison.max_abs_error:.1e} (at most {MAX_ABS_ERROR:.0e} is accepted), "
+            f"scores moved: largest difference {comparison.max_abs_error:.1e} "
+            f"(at most {MAX_ABS_ERROR:.0e} is accepted), "
             f"AUC difference {difference:.1e} (at most {MAX_AUC_DIFFERENCE:.0e})"
         )
     console.print(f"\nFigures: {results}. Models: {work / 'models'}. Serve them again with:\n")

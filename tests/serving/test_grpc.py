@@ -118,6 +118,7 @@ def _version(number: int) -> dict[str, object]:
 
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,9 @@ INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
             _request(GOOD, **_version(7)), NOT_FOUND, "no version 7; version 3 is served", id="version"
         ),
         pytest.param(_request(GOOD, version_label="canary"), INVALID, "label 'canary'", id="label"),
-        pytest.param(_request(GOOD, signature_name="train"), INVALID, "no signature 'train'", id="signature"),
+        pytest.param(
+            _request(GOOD, signature_name="train"), PRECONDITION, "no signature 'train'", id="signature"
+        ),
         pytest.param(
             _request(GOOD).SerializeToString()[:-7], INVALID, "not a PredictRequest", id="truncated"
         ),
