@@ -47,7 +47,7 @@ def write_results(
             "system": platform.system(),
             "python": platform.python_version(),
         },
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "figures": list(figures),
         "not_measured": list(not_measured),
     }
@@ -55,6 +55,13 @@ def write_results(
     work = path.with_suffix(".tmp")
     work.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
     work.rename(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:
