@@ -2,8 +2,8 @@
 
     python -m bench.gpu.dense BUNDLE... --target cuda:sm_80 --out gpu.json
 
-Needs the serving install only (numpy, iree.runtime, grpcio, this package). Scores are compared with the TensorFlow outputs
-that the bundle recorded before anything is timed: a fast wrong answer is no result.
+Needs the serving install only (numpy, iree.runtime, grpcio, this package). Scores are compared with the
+TensorFlow outputs that the bundle recorded before anything is timed: a fast wrong answer is no result.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def main() -> None:
 
 
 def measure(bundle: Path, target: str, runs: int) -> list[Figure]:
-    """Largest error on the recorded requests, then milliseconds of a whole request at each number of candidates.
+    """Largest error on the recorded requests, then milliseconds of a whole request at each number of
+    candidates.
 
     Raises `CertificateError` when the device's scores are not TensorFlow's.
     """
