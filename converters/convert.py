@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from converters import scopes
 from converters.dense import to_onnx
+from converters.errors import ConversionError
 from converters.examples import draw, read_examples
 from converters.flax_writer import write_flax
 from converters.frontier import Frontier, cut
@@ -32,6 +33,9 @@ from jaxrank.manifest import (
 )
 
 Progress = Callable[[str], None]
+
+_OUTPUT_DTYPES = ("float32", "int32", "bool")
+"""What compiled programs give back as they are; JAX would narrow 64-bit values."""
 
 
 def convert(
@@ -62,6 +66,12 @@ def convert(
     model = load(saved_model, signature)
     decided = scopes.decide(model.inputs, request_inputs)
     input_scopes: dict[str, Scope] = {name: scope for name, (scope, _) in decided.items()}
+    for output in model.outputs:
+        if output.dtype not in _OUTPUT_DTYPES:
+            raise ConversionError(
+                f"output {output.name!r} is {output.dtype}; outputs may be {', '.join(_OUTPUT_DTYPES)}: "
+                "cast it in the model"
+            )
     with files.staging(bundle) as work:
         progress("cutting the graph at the lookups")
         frontier = cut(model, input_scopes)

@@ -76,7 +76,7 @@ def _fitting(value: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 def draw(
     signature: Signature, program: HostProgram, bundle: Path, manifest: Manifest
 ) -> list[dict[str, np.ndarray]]:
-    """Random requests of 1, 7 and 200 candidates.
+    """Random requests of 1, 7 and 200 candidates, and of as many as the bundle takes.
 
     Features that feed a vocabulary are drawn from its keys with one in eight unknown or empty; ids that feed
     a table directly stay inside of it; numbers are normal around 0.
@@ -114,7 +114,7 @@ def draw(
 
     return [
         {t.name: feature(t, 1 if t.scope == "request" else rows) for t in signature.inputs}
-        for rows in GROUP_ROWS
+        for rows in (*GROUP_ROWS, manifest.max_candidates)
         for _ in range(2)
     ]
 

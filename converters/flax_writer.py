@@ -140,7 +140,11 @@ class _Writer:
         """Whether a node's value is known now: then it is put among the constants and needs no code."""
         if node.op_type == "Shape" and node.input[0] in self.shapes and not node.attribute:
             self.constants[node.output[0]] = np.array(self.shapes[node.input[0]], np.int64)
-        elif node.domain in ("", "ai.onnx") and all(name in self.constants for name in node.input if name):
+        elif (
+            node.domain in ("", "ai.onnx")
+            and (node.input or node.op_type == "Constant")
+            and all(name in self.constants for name in node.input if name)
+        ):
             alone = onnx.helper.make_graph([node], "constant", [], [_untyped(o) for o in node.output])
             for name in node.input:
                 if name:
@@ -408,9 +412,10 @@ def _closes_at_end(text: str) -> bool:
 def _literal(item: Any, value: np.ndarray) -> str:
     if value.dtype.kind == "f" and not np.isfinite(item):
         return "jnp.nan" if np.isnan(item) else ("jnp.inf" if item > 0 else "-jnp.inf")
-    if value.dtype == np.float32:
-        return str(np.float32(item))  # the shortest decimal that is this float32
-    return repr(item)
+    # The shortest decimal that is this float32; in parentheses where an operator may bind tighter than a
+    # sign.
+    text = str(np.float32(item)) if value.dtype == np.float32 else repr(item)
+    return f"({text})" if text.startswith("-") else text
 
 
 def _static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

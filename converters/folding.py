@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from converters.errors import ConversionError
+
 # Ops that do nothing at run time of a served model.
 _PASS_THROUGH = {
     "Identity",
@@ -44,6 +46,7 @@ def fold(graph_def: Any, outputs: list[str], *, keep_identities: bool = False) -
     made: dict[Any, list[Any]] = {}
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         for node in data_flow_order(nodes, [name.split(":")[0] for name in outputs]):
+            _refuse_random(node)
             inputs = [_value(values, text) for text in node.input if not text.startswith("^")]
             unchanged = (
                 inputs[0] if node.op in _PASS_THROUGH and not keep_identities else _unchanged(node, inputs)
@@ -70,6 +73,14 @@ def _identity(node: Any, inputs: list[Any]) -> Any:
         k: v.SerializeToString(deterministic=True) for k, v in node.attr.items() if not k.startswith("_")
     }
     return node.op, tuple(t.name for t in inputs), tuple(sorted(attributes.items()))
+
+
+def _refuse_random(node: Any) -> None:
+    if "Random" in node.op or node.op in ("Multinomial", "TruncatedNormal"):
+        raise ConversionError(
+            f"{node.name} ({node.op}) draws random numbers, so the model has no scores to keep; "
+            "export it for inference"
+        )
 
 
 def _value(values: dict[str, list[Any]], text: str) -> Any:

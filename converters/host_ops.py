@@ -169,6 +169,10 @@ def encode_constant(value: np.ndarray) -> dict[str, Any]:
     if value.dtype == object or value.dtype.kind == "S":
         values = [base64.b64encode(bytes(v)).decode() for v in value.ravel()]
         return {"dtype": "string", "shape": list(value.shape), "values": values}
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ConversionError(
+            "a host op has a constant that is not finite, which host_program.json cannot hold"
+        )
     return {"dtype": value.dtype.name, "shape": list(value.shape), "values": value.ravel().tolist()}
 
 
@@ -238,12 +242,12 @@ def _vocabulary_lookup(writer: HostProgramWriter, op: Any) -> None:
             "only string and int64 "
             "keys to int64 values with a constant default are supported"
         )
-    resource = handle.op.name
+    resource = f"{handle.op.name} {int(default_value)}"
     if resource not in writer.vocabularies:
         taken = {v.name for v in writer.vocabularies.values()} | {t.name for t in writer.tables.values()}
         name = UniqueNames(tuple(taken)).take(f"{sorted(writer.raw_inputs(keys))[0]}_vocabulary")
         writer.vocabularies[resource] = write_vocabulary(
-            writer.bundle, name, writer.model.tables[resource], keys.dtype, int(default_value)
+            writer.bundle, name, writer.model.tables[handle.op.name], keys.dtype, int(default_value)
         )
     vocabulary = writer.vocabularies[resource]
     inputs = (writer.tensor(keys),)
@@ -294,6 +298,10 @@ def _one_hot(writer: HostProgramWriter, op: Any) -> None:
     if depth is None or on is None or off is None or op.get_attr("axis") not in (-1, len(op.inputs[0].shape)):
         raise ConversionError(
             f"{writer.model.source_name(op)}: one_hot must have a constant depth and the last axis"
+        )
+    if not (np.isfinite(on) and np.isfinite(off)):
+        raise ConversionError(
+            f"{writer.model.source_name(op)}: one_hot with the values {on} and {off} is not supported"
         )
     inputs = (writer.tensor(op.inputs[0]),)
     writer.add(

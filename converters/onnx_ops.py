@@ -7,6 +7,7 @@ when the module is written (axes, shapes); they arrive as NumPy arrays. Shapes a
 dimension of 1 is the row and is written as -1.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,6 @@ for _name, _symbol in {
     "And": "&",
     "Or": "|",
     "Xor": "^",
-    "Pow": "**",
 }.items():
     _binary(_name, _symbol)
 
@@ -114,6 +114,14 @@ for _name, _function in {
 @op("Identity")
 def _identity(x: Operand) -> str:
     return x.text
+
+
+@op("Pow")
+def _pow(x: Operand, exponent: Operand) -> str:
+    """A whole exponent is written as one, which XLA and IREE compute by multiplying: right for a negative
+    base too."""
+    whole = re.fullmatch(r"\(?(-?\d+)\.0\)?", exponent.text)
+    return f"({x} ** {whole.group(1)})" if whole else f"jnp.power({x}, {exponent})"
 
 
 @op("Max")
@@ -284,13 +292,6 @@ def _pad(
     widths = [(int(a), int(b)) for a, b in zip(pads[:half], pads[half:], strict=True)]
     extra = f", constant_values={value}" if value is not None and mode == "constant" else ""
     return f"jnp.pad({x}, {widths}, mode={mode!r}{extra})"
-
-
-@op("CumSum", static=(1,))
-def _cumsum(x: Operand, axis: np.ndarray, *, exclusive: int = 0, reverse: int = 0) -> str:
-    if exclusive or reverse:
-        raise ValueError("an exclusive or reversed cumulative sum")
-    return f"jnp.cumsum({x}, axis={_axis(int(axis), x)})"
 
 
 @op("Einsum")

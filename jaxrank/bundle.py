@@ -30,6 +30,16 @@ EXAMPLES = "warmup/examples.npz"
 def read_manifest(bundle: Path) -> Manifest:
     """Reads `manifest.json` without checking the other files. Raises `BundleError`."""
     manifest = _decode(bundle / MANIFEST, Manifest, SCHEMA_VERSION)
+    if manifest.digest != _digest(manifest):
+        raise BundleError(
+            f"{bundle / MANIFEST} is damaged: its contents are not those that its digest was made of; "
+            "copy the bundle again or convert the model again"
+        )
+    unlisted = sorted(_referenced(manifest) - manifest.files.keys())
+    if unlisted:
+        raise BundleError(
+            f"{bundle / MANIFEST} refers to {', '.join(unlisted)} without a sha256; do not use it"
+        )
     for path in manifest.files:
         inside = Path(os.path.normpath(bundle / path))
         if not inside.is_relative_to(os.path.normpath(bundle)):
@@ -69,6 +79,7 @@ def write_manifest(bundle: Path, manifest: Manifest) -> Manifest:
         if path.is_file() and path != bundle / MANIFEST and "__pycache__" not in path.parts
     }
     manifest = msgspec.structs.replace(manifest, files=files)
+    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
     write_json(bundle / MANIFEST, manifest)
     return manifest
 
@@ -109,6 +120,19 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
+
+
+def _referenced(manifest: Manifest) -> set[str]:
+    """Every file that a reader opens by a name in the manifest."""
+    names = {HOST_PROGRAM, *(t.file for t in manifest.tables), *(t.module for t in manifest.targets)}
+    for vocabulary in manifest.vocabularies:
+        parts = ("keys", "values", "offsets") if vocabulary.key_dtype == "string" else ("keys", "values")
+        names.update(f"{vocabulary.file}.{part}.npy" for part in parts)
+    return names
 
 
 def _decode(path: Path, kind: type[T], schema_version: int) -> T:

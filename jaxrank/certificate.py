@@ -57,7 +57,7 @@ def certify(
             groups.setdefault((name, example.rows), []).append((expected, outputs[name]))
     for name in {name for name, _ in groups}:
         seen = np.concatenate([e.ravel() for (n, _), pairs in groups.items() if n == name for e, _ in pairs])
-        if seen.size > 1 and np.ptp(seen) == 0:
+        if seen.size > 1 and (seen == seen[0]).all():
             raise CertificateError(
                 f"TensorFlow's output {name!r} is the same, {seen[0]}, on all {seen.size} example rows, "
                 "which proves nothing; "
@@ -66,10 +66,12 @@ def certify(
     results = []
     for (name, rows), pairs in sorted(groups.items()):
         for expected, actual in pairs:
-            if expected.shape != actual.shape:
+            if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
                 raise CertificateError(
-                    f"{stage}: output {name!r} is {actual.shape}, TensorFlow's is {expected.shape}"
+                    f"{stage}: output {name!r} is {actual.dtype}{list(actual.shape)}, TensorFlow's is "
+                    f"{expected.dtype}{list(expected.shape)}; an output needs one row for each candidate"
                 )
+        pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in pairs]
         results.append(
             OutputCertificate(
                 output=name,
@@ -81,7 +83,7 @@ def certify(
             )
         )
     for (name, rows), pairs in sorted(groups.items()):
-        error = max(_scaled_error(e, a) for e, a in pairs)
+        error = max(_scaled_error(e.astype(np.float64), a.astype(np.float64)) for e, a in pairs)
         if not error <= tolerance:
             raise CertificateError(
                 f"{stage}: output {name!r} differs from TensorFlow's by {error:.2e} on {rows} "
@@ -92,19 +94,19 @@ def certify(
 
 
 def save_examples(bundle: Path, examples: Sequence[Example]) -> None:
-    """Writes examples to `warmup/examples.npz`; strings as base64 JSON would lose nothing, so they are stored
-    as bytes."""
+    """Writes examples to `warmup/examples.npz`. An array's name says its request, kind and form: `v` for
+    values, `b` and `l` for the joined bytes and the lengths of strings."""
     arrays: dict[str, np.ndarray] = {"count": np.array(len(examples))}
     for i, example in enumerate(examples):
         for kind, values in (("in", example.features), ("out", example.outputs)):
             for name, value in values.items():
-                key = f"{i}/{kind}/{name}"
                 if value.dtype == object:
                     flat = value.ravel().tolist()
-                    arrays[f"{key}/bytes"] = np.frombuffer(b"".join(flat), np.uint8)
-                    arrays[f"{key}/lengths"] = np.array([len(v) for v in flat], np.int64).reshape(value.shape)
+                    arrays[f"{i}/{kind}/b/{name}"] = np.frombuffer(b"".join(flat), np.uint8)
+                    lengths = np.array([len(v) for v in flat], np.int64)
+                    arrays[f"{i}/{kind}/l/{name}"] = lengths.reshape(value.shape)
                 else:
-                    arrays[key] = value
+                    arrays[f"{i}/{kind}/v/{name}"] = value
     path = bundle / files.EXAMPLES
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
@@ -117,12 +119,14 @@ def load_examples(bundle: Path) -> list[Example]:
             {"in": {}, "out": {}} for _ in range(int(stored["count"]))
         ]
         for key in stored.files:
-            if key == "count" or key.endswith("/lengths"):
+            if key == "count":
                 continue
-            index, kind, name = key.removesuffix("/bytes").split("/", 2)
+            index, kind, form, name = key.split("/", 3)
             value = stored[key]
-            if key.endswith("/bytes"):
-                value = _split_bytes(value.tobytes(), stored[key.removesuffix("bytes") + "lengths"])
+            if form == "l":
+                continue
+            if form == "b":
+                value = _split_bytes(value.tobytes(), stored[f"{index}/{kind}/l/{name}"])
             parts[int(index)][kind][name] = value
     return [Example(features=p["in"], outputs=p["out"]) for p in parts]
 
@@ -159,7 +163,7 @@ def _hint(rows: int, error: float) -> str:
             else ""
         )
     return (
-        ". A single candidate was within it: the model mixes candidates (a softmax or a rank over them, "
+        ". If a single candidate was within it, the model may mix candidates (a softmax or a rank over them, "
         "the number "
         "of rows as a value), which is not supported yet"
     )

@@ -158,5 +158,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     flops: Flops | None = None
     state: tuple[StateTensor, ...] = ()
     targets: tuple[Target, ...] = ()
+    digest: str = ""
+    """sha256 of this manifest with an empty digest: a damaged one must not load either."""
     files: dict[str, str] = {}
     """sha256 of every other file of the bundle, by its path relative to the bundle."""

@@ -106,7 +106,8 @@ def check(bundle: Path, target: str) -> Certificate:
     model = Model.load(bundle, target=target)
     try:
         examples = load_examples(bundle)
-        return certify(target, examples, [model.predict(e.features) for e in examples])
+        found = [model.predict(e.features) for e in examples]
+        return certify(target, examples, found, model.manifest.certificate.tolerance)
     finally:
         model.close()
 

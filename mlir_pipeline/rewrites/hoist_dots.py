@@ -4,14 +4,16 @@
 
 Rules, for `W` that depends on weights only and a contraction over the last axis of the left side:
 
-    dot(concat(a, b, ..), W)  =  dot(a, W_a) + dot(b, W_b) + .. dot(a ± b, W)             =  dot(a, W) ±
-    dot(b, W)            where a or b is a broadcast of something smaller dot(broadcast(a), W)      =
-    broadcast(dot(a, W))
+    dot(concat(a, b, ..), W)  =  dot(a, W_a) + dot(b, W_b) + ..
 
-Condition: distribution is done only where some part is a broadcast of something smaller, so FLOPs never grow.
-Effect on target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of width D: from
-`4 C T D` rows-times-columns to `C T D` for `q * k`, plus `C D` for q and `T D` for k. Sums are added in
-another order, so scores move by float32 rounding.
+    dot(broadcast(a), W)  =  broadcast(dot(a, W))
+
+    dot(a ± b, W)  =  dot(a, W) ± dot(b, W)     where a and b are themselves parts of the same concat
+
+Condition: a product is distributed only where some part repeats rows, so that its share is computed once for
+all of them. Effect on target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of
+width D: from `4 C T D` rows-times-columns to `C T D` for `q * k`, plus `2 C D` for q and `2 T D` for k. Sums
+are added in another order, so scores move by float32 rounding.
 """
 
 import functools
@@ -24,8 +26,6 @@ from jax import lax
 from jax.extend import core
 
 from mlir_pipeline.jaxpr import Read, retrace
-
-_LAST_AXIS = {"concatenate", "broadcast_in_dim", "add", "sub"}
 
 
 def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -44,22 +44,37 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
             return rows(eqn.invars[0])
         return math.prod(d if isinstance(d, int) else 1 << 20 for d in var.aval.shape[:-1])
 
-    def pays(var: Any) -> bool:
+    def root(var: Any) -> Any:
+        """The variable whose rows `var` repeats."""
         eqn = source(var)
-        if eqn is None or eqn.primitive.name not in _LAST_AXIS or var.aval.ndim < 2:
+        return root(eqn.invars[0]) if eqn is not None and _keeps_last_axis(eqn) else var
+
+    def pays(var: Any, siblings: frozenset[int] = frozenset()) -> bool:
+        eqn = source(var)
+        if eqn is None or var.aval.ndim < 2:
             return False
         if eqn.primitive.name == "concatenate":
-            last = eqn.params["dimension"] == var.aval.ndim - 1
-            return last and any(rows(v) < _size(var) or pays(v) for v in eqn.invars)
-        if eqn.primitive.name == "broadcast_in_dim":
-            return _keeps_last_axis(eqn)
-        return all(
-            not isinstance(v, core.Literal) and v.aval.ndim == var.aval.ndim for v in eqn.invars
-        ) and any(rows(v) < _size(var) for v in eqn.invars)
+            if eqn.params["dimension"] != var.aval.ndim - 1:
+                return False
+            beside = frozenset(id(root(v)) for v in eqn.invars)
+            return any(rows(v) < _size(var) or pays(v, beside) for v in eqn.invars)
+        if eqn.primitive.name in ("add", "sub"):
+            # Distributing a difference of large numbers would lose what they share. Where both stand beside
+            # it, the source model already adds their products, and the rounding is no other than its own.
+            width = var.aval.shape[-1]
+            plain = all(
+                not isinstance(v, core.Literal) and v.aval.ndim == var.aval.ndim and v.aval.shape[-1] == width
+                for v in eqn.invars
+            )
+            known = plain and all(id(root(v)) in siblings for v in eqn.invars)
+            return known and any(rows(v) < _size(var) for v in eqn.invars)
+        return _keeps_last_axis(eqn)
 
-    def dot(var: Any, weights: Any, read: Read, precision: dict[str, Any]) -> Any:
+    def dot(
+        var: Any, weights: Any, read: Read, precision: dict[str, Any], siblings: frozenset[int] = frozenset()
+    ) -> Any:
         """`var @ weights`, with the rules applied; `weights` is `[K, N]`."""
-        if not pays(var):
+        if not pays(var, siblings):
             numbers = (((var.aval.ndim - 1,), (0,)), ((), ()))
             return lax.dot_general(read(var), jnp.asarray(weights), numbers, **precision)
         eqn = producer[var]
@@ -71,6 +86,7 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
             left, right = (dot(v, weights, read, precision) for v in eqn.invars)
             return eqn.primitive.bind(left, right)
         # Parts that repeat rows in the same way are added up before they are repeated.
+        beside = frozenset(id(root(v)) for v in eqn.invars)
         repeated: dict[Any, Any] = {}
         terms, start = [], 0
         for part in eqn.invars:
@@ -83,7 +99,7 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
                 way = (producing.params["broadcast_dimensions"], inner.shape)
                 repeated[way] = lax.add_p.bind(repeated[way], inner) if way in repeated else inner
             else:
-                terms.append(dot(part, piece, read, precision))
+                terms.append(dot(part, piece, read, precision, beside))
         terms.extend(lax.broadcast_in_dim(total, shape, dims) for (dims, _), total in repeated.items())
         return functools.reduce(lax.add_p.bind, terms)
 

@@ -54,6 +54,17 @@ def _compare(function: Callable[..., Any]) -> Operator:
     return _elementwise(lambda a, b: np.asarray(function(a, b), bool))
 
 
+def _divide(function: Callable[..., Any]) -> Operator:
+    """TensorFlow refuses a zero divisor of integers; NumPy would give 0."""
+
+    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        if b.dtype.kind in "iu" and (b == 0).any():
+            raise InvalidRequestError("integer division by zero")
+        return function(a, b)
+
+    return _elementwise(run)
+
+
 def vocabulary_lookup(
     lookups: Lookups, keys: np.ndarray, *, vocabulary: str, override: Mapping[str, Any] | None = None
 ) -> np.ndarray:
@@ -146,8 +157,8 @@ OPERATORS: dict[str, Operator] = {
     "add": _elementwise(np.add),
     "subtract": _elementwise(np.subtract),
     "multiply": _elementwise(np.multiply),
-    "floor_mod": _elementwise(np.mod),
-    "floor_divide": _elementwise(np.floor_divide),
+    "floor_mod": _divide(np.mod),
+    "floor_divide": _divide(np.floor_divide),
     "maximum": _elementwise(np.maximum),
     "minimum": _elementwise(np.minimum),
     "logical_and": _elementwise(np.logical_and),

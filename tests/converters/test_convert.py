@@ -155,7 +155,7 @@ def test_examples_are_recorded_with_tensorflows_outputs(
     ranker_bundle: Path, ranker_saved_model: Path
 ) -> None:
     examples = load_examples(ranker_bundle)
-    assert sorted({e.rows for e in examples}) == [1, 7, 200]
+    assert sorted({e.rows for e in examples}) == [1, 7, 200, 5000]
     expected = models.tensorflow_outputs(ranker_saved_model, dict(examples[-1].features))
     np.testing.assert_array_equal(examples[-1].outputs["click"], expected["click"])
 
@@ -235,7 +235,7 @@ def test_a_model_that_mixes_candidates_is_refused(tmp_path: Path) -> None:
         return {"y": tf.nn.softmax(x * 3.0, axis=0)}
 
     model = _save(tmp_path / "m", f, tf.TensorSpec([None], tf.float32, "x"))
-    with pytest.raises(CertificateError, match="mixes candidates"):
+    with pytest.raises(CertificateError, match="may mix candidates"):
         convert(model, tmp_path / "b")
     _assert_nothing_written(tmp_path, but={"m"})
 
@@ -256,3 +256,34 @@ def test_an_existing_bundle_survives_a_failed_conversion(ranker_bundle: Path, tm
         convert(tmp_path / "nothing", copy)
     files.verify(copy)
     _assert_nothing_written(tmp_path, but={"b"})
+
+
+@pytest.mark.parametrize("dtype", [tf.int64, tf.float64, tf.string])
+def test_outputs_that_would_change_their_dtype(dtype: tf.DType, tmp_path: Path) -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.as_string(x) if dtype == tf.string else tf.cast(x, dtype)}
+
+    model = _save(tmp_path / "m", f, tf.TensorSpec([None], tf.float32, "x"))
+    with pytest.raises(ConversionError, match=f"output 'y' is {dtype.name}; outputs may be float32"):
+        convert(model, tmp_path / "b")
+
+
+def test_a_model_that_draws_random_numbers(tmp_path: Path) -> None:
+    model = _save(
+        tmp_path / "m",
+        lambda x: {"y": x + tf.random.uniform([]) * 1e-7},
+        tf.TensorSpec([None], tf.float32, "x"),
+    )
+    with pytest.raises(ConversionError, match="draws random numbers"):
+        convert(model, tmp_path / "b")
+
+
+def test_a_model_that_behaves_otherwise_on_many_rows(tmp_path: Path) -> None:
+    """The certificate looks at as many candidates as the bundle takes, too."""
+
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x + tf.cast(tf.shape(x)[0] > 300, tf.float32)}
+
+    model = _save(tmp_path / "m", f, tf.TensorSpec([None], tf.float32, "x"))
+    with pytest.raises(CertificateError, match="5000 candidates"):
+        convert(model, tmp_path / "b")

@@ -82,6 +82,19 @@ MODELS = [
         (_spec("x", None, 5, 8),),
         id="batch matmul",
     ),
+    pytest.param(
+        lambda u, p: tf.nn.relu((u - p) @ W),
+        (_spec("u", 1, 1), _spec("p", None, 8)),
+        id="user scalar minus features",
+    ),
+    pytest.param(lambda x: tf.pow(x, 3.0)[:, 0], (X,), id="power of a negative number"),
+    pytest.param(lambda x: tf.pow(2.0, -x)[:, 0] * -1.5, (X,), id="negative constant"),
+    pytest.param(lambda x: x[:, 0] > 0.0, (X,), id="bool output"),
+    pytest.param(
+        lambda lengths, bytes: lengths + bytes[:, 0],
+        (_spec("lengths", None), _spec("bytes", None, 2)),
+        id="odd names",
+    ),
     pytest.param(lambda x: tf.reduce_sum(tf.multiply(*tf.split(x, 2, -1)), -1), (X,), id="split"),
     pytest.param(
         lambda f, x: tf.where(f, x[:, 0], x[:, 1]), (_spec("f", None, dtype=tf.bool), X), id="bool feature"

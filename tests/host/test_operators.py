@@ -70,6 +70,15 @@ def test_ids_outside_of_a_table_are_refused(negative: str, ids: list[int], bad: 
         OPERATORS["embedding_lookup"](lookups, np.array(ids), table="t", negative_ids=negative)
 
 
+@pytest.mark.parametrize("name", ["floor_mod", "floor_divide"])
+def test_division_by_zero_is_refused_as_tensorflow_does(name: str) -> None:
+    a, b = np.array([1, 2]), np.array([1, 0])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        _ARITHMETIC[name](a, b)
+    with pytest.raises(InvalidRequestError, match="division by zero"):
+        OPERATORS[name](EMPTY, a, b)
+
+
 def test_negative_ids_wrap() -> None:
     table = np.eye(5, dtype=np.float32)
     lookups = Lookups(tables={"t": table}, vocabularies={})

@@ -105,6 +105,19 @@ def test_any_concat_of_request_and_candidate_parts(parts: list[str], seed: int) 
     assert dot_flops(split(rewritten).candidate) <= dot_flops(split(closed).candidate)
 
 
+def test_a_difference_of_large_numbers_is_not_taken_apart() -> None:
+    """`(now - published) @ W`: each product alone is a million times the difference that matters."""
+
+    def recency(request: jax.Array, candidate: jax.Array) -> jax.Array:
+        return (request[:, :DIM] - candidate) @ _weights(DIM, 2)
+
+    rng = np.random.default_rng(0)
+    request = (480000 + rng.random((1, STEPS * DIM))).astype(np.float32)
+    block = (480000 + rng.random((5, DIM))).astype(np.float32)
+    (found,) = core.jaxpr_as_fun(hoist_dots(merge_broadcasts(_jaxpr(recency, 5))))(request, block)
+    np.testing.assert_allclose(found, _rows(recency)(request, block), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 4, 9])
 def test_towers_compose_to_the_whole(rows: int) -> None:
     request, block = _inputs(rows, rows)

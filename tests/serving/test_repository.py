@@ -241,6 +241,30 @@ def test_a_target_that_was_not_compiled(ranker_bundle: Path) -> None:
         Model.load(ranker_bundle, target="cuda:sm_86")
 
 
+def test_every_bit_of_the_manifest_counts(ranker_bundle: Path, tmp_path: Path) -> None:
+    """A default that is another number still parses; the digest tells."""
+    shutil.copytree(ranker_bundle, tmp_path / "b")
+    path = tmp_path / "b" / files.MANIFEST
+    text = path.read_bytes()
+    for old, new in (
+        (b'"max_candidates": 5000', b'"max_candidates": 9000'),
+        (b'"default_value": ', b'"default_value": 7'),
+    ):
+        assert old in text
+        path.write_bytes(text.replace(old, new, 1))
+        with pytest.raises(BundleError, match=r"manifest.json is damaged"):
+            Model.load(tmp_path / "b")
+
+
+def test_a_file_without_a_digest_is_not_opened(ranker_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(ranker_bundle, tmp_path / "b")
+    manifest = files.read_manifest(tmp_path / "b")
+    tables = tuple(msgspec.structs.replace(t, file="../outside.npy") for t in manifest.tables)
+    files.write_manifest(tmp_path / "b", msgspec.structs.replace(manifest, tables=tables))
+    with pytest.raises(BundleError, match="refers to ../outside.npy without a sha256"):
+        Model.load(tmp_path / "b")
+
+
 def test_a_module_for_another_cpu_is_refused(ranker_bundle: Path, tmp_path: Path) -> None:
     """Running it would end the process with an illegal instruction."""
     shutil.copytree(ranker_bundle, tmp_path / "b")
@@ -258,6 +282,7 @@ def test_a_manifest_cannot_point_outside(ranker_bundle: Path, tmp_path: Path) ->
     shutil.copytree(ranker_bundle, tmp_path / "b")
     manifest = files.read_manifest(tmp_path / "b")
     outside = msgspec.structs.replace(manifest, files={**manifest.files, "../../etc/passwd": "0"})
+    outside = msgspec.structs.replace(outside, digest=files._digest(outside))
     files.write_json(tmp_path / "b" / files.MANIFEST, outside)
     with pytest.raises(BundleError, match="outside of the bundle"):
         Model.load(tmp_path / "b")
