@@ -54,18 +54,16 @@ def compile_bundle(
         towers = trace(work)
         context = ir.Context()
         module = lower(towers, context)
-        with_weights = _legalized(ir.Module.parse(str(module), context))
         weights = externalize_weights(module)
         (work / files.WEIGHTS).unlink(missing_ok=True)
         if weights:
             save_archive_file(weights, work / files.WEIGHTS)
         (work / files.DENSE).write_text(str(module))
-        by_reference = _legalized(module)
+        legalized = _legalized(module)
         compiled = {t.name: t for t in manifest.targets}
         for target in wanted:
             progress(f"compiling for {target.name}")
-            text = with_weights if target.inline_weights else by_reference
-            compiled[target.name] = _compile(text, target, work)
+            compiled[target.name] = _compile(legalized, target, work)
         previous = manifest.flops
         source = previous.source_per_candidate if previous else 0
         manifest = replace(

@@ -34,8 +34,6 @@ class IreeTarget:
     flags: tuple[str, ...]
     device: str | None = None
     """A device target attribute in place of the flags that name one of IREE's own."""
-    inline_weights: bool = False
-    """Whether weights stay in the module instead of the bundle's archive."""
 
     @property
     def directory(self) -> str:
@@ -62,10 +60,7 @@ def parse_target(name: str) -> IreeTarget:
             name, "cuda", ("--iree-hal-target-device=cuda", f"--iree-cuda-target={architecture}")
         )
     if name == "vulkan":
-        # IREE 3.13's Vulkan allocator refuses the buffer that parameters are loaded into (DEVICE_LOCAL with
-        # SHARING_IMMUTABLE, a sibling of https://github.com/iree-org/iree/issues/24717), so weights stay in
-        # the module; tests/mlir_pipeline/test_workarounds.py notices when that is fixed.
-        return IreeTarget(name, "vulkan", (), device=_PORTABLE_VULKAN, inline_weights=True)
+        return IreeTarget(name, "vulkan", (), device=_PORTABLE_VULKAN)
     known = ["cpu", *(f"cuda:{a}" for a in CUDA_ARCHITECTURES), "vulkan"]
     raise CompileError(f"there is no target {name!r}; targets are: {', '.join(known)}")
 

@@ -106,7 +106,7 @@ class IreeEngine:
     def _open_stream(self, barrier: threading.Barrier) -> None:
         try:
             # Reusing buffers saves page faults on the host; IREE 3.13's caching allocator asks a Vulkan
-            # device for memory that it refuses (tests/mlir_pipeline/test_workarounds.py notices when it no
+            # device for memory that it refuses (tests/serving/test_vulkan.py notices when it no
             # longer does).
             allocators: Any = ["caching"] if self._on_cpu else None
             device = rt.get_driver(self._target.driver).create_default_device(allocators=allocators)

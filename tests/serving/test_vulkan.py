@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxrank import bundle as files
 from tests import models
 
 _HAS_DEVICE = (
@@ -73,3 +74,29 @@ def test_scores_are_tensorflows(
     with np.load(tmp_path / "out.npz") as found:
         for name, expected in models.tensorflow_outputs(ranker_saved_model, features).items():
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
+
+
+_WITH_CACHING_ALLOCATOR = """
+import sys
+from pathlib import Path
+import iree.runtime as rt
+import numpy as np
+
+instance = rt.VmInstance()
+device = rt.get_driver("vulkan").create_default_device(allocators=["caching"])
+module = rt.VmModule.mmap(instance, sys.argv[1])
+context = rt.VmContext(instance, modules=[rt.create_hal_module(instance, device), module])
+function = rt.FunctionInvoker(context, device, module.lookup_function("request_tower"))
+function(np.zeros((1, int(sys.argv[2])), np.float32))
+"""
+
+
+def _works(code: str, *arguments: object) -> bool:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_caching_allocator_still_fails(vulkan_device: None, ranker_bundle: Path) -> None:
+    """When this fails, `serving/engine.py` can use the caching allocator on every device."""
+    width = files.read_host_program(ranker_bundle).width("request")
+    assert not _works(_WITH_CACHING_ALLOCATOR, ranker_bundle / "vulkan" / "dense.vmfb", width)
