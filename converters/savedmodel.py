@@ -100,8 +100,8 @@ def load(path: Path, signature_name: str = "serving_default") -> SourceModel:
         SourceTensor(name, tensor.dtype.name, _shape(tensor), tensor.name)
         for name, tensor in zip(sorted(function.structured_outputs), function.outputs, strict=True)
     )
-    # TensorFlow has no public call that inlines without freezing: the public one puts every variable, so every
-    # embedding table, into a Const. TensorFlow is pinned in pyproject.toml.
+    # TensorFlow has no public call that inlines without freezing: the public one puts every variable, so
+    # every embedding table, into a Const. TensorFlow is pinned in pyproject.toml.
     graph_def: Any = convert_to_constants._run_inline_graph_optimization(function, False, False)
     nodes_before = {node.name: node.op for node in graph_def.node}
     variables, tables = _bind_captures(function, graph_def)
