@@ -17,7 +17,7 @@ from converters.examples import draw, read_examples
 from converters.flax_writer import write_flax
 from converters.frontier import Frontier, cut
 from converters.host_ops import HostProgramWriter
-from converters.savedmodel import SourceModel, load
+from converters.savedmodel import SourceModel, SourceTensor, load
 from jaxrank import bundle as files
 from jaxrank.certificate import TOLERANCE, Certificate, Example, certify, save_examples
 from jaxrank.manifest import (
@@ -53,14 +53,14 @@ def convert(
 
     Args:
         request_inputs: shell patterns of inputs that are the same for every candidate; inputs that the
-        signature declares
-            with one row are found without them.
+            signature declares with one row are found without them.
         examples: an `.npz` of recorded requests (see `converters.examples`); random ones are drawn without
-        it.
+            it.
 
     Raises:
-        ConversionError: what was found, where, and what to do; `UnsupportedOpsError` lists every op without a
-        place. CertificateError: the converted model's scores differ from TensorFlow's.
+        ConversionError: what was found, where, and what to do; `UnsupportedOpsError` lists every op without
+            a place.
+        CertificateError: the converted model's scores differ from TensorFlow's.
     """
     progress(f"loading {saved_model}")
     model = load(saved_model, signature)
@@ -79,24 +79,10 @@ def convert(
         program = writer.write()
         files.write_json(work / files.HOST_PROGRAM, program)
         progress("dense half: TensorFlow -> ONNX -> Flax")
-        outputs = tuple(
-            TensorSpec(
-                name=t.name, dtype=t.dtype, shape=t.shape, scope="candidate", tensor_name=t.tensor_name
-            )
-            for t in model.outputs
-        )
+        outputs = tuple(_spec(t, "candidate") for t in model.outputs)
         proto = to_onnx(model, frontier, program.columns)
         source_flops = write_flax(proto, program.columns, outputs, work, saved_model.name)
-        inputs = tuple(
-            TensorSpec(
-                name=t.name,
-                dtype=t.dtype,
-                shape=t.shape,
-                scope=input_scopes[t.name],
-                tensor_name=t.tensor_name,
-            )
-            for t in model.inputs
-        )
+        inputs = tuple(_spec(t, input_scopes[t.name]) for t in model.inputs)
         signature_spec = Signature(
             name=signature, method_name="tensorflow/serving/predict", inputs=inputs, outputs=outputs
         )
@@ -130,6 +116,12 @@ def convert(
         save_examples(work, recorded)
         certificate = certify("flax", recorded, _run_flax(work, manifest, recorded), tolerance)
         return files.write_manifest(work, replace(manifest, certificate=certificate))
+
+
+def _spec(tensor: SourceTensor, scope: Scope) -> TensorSpec:
+    return TensorSpec(
+        name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, scope=scope, tensor_name=tensor.tensor_name
+    )
 
 
 def _for_tensorflow(features: dict[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from converters.errors import ConversionError
 from jaxrank.certificate import GROUP_ROWS
 from jaxrank.host_program import HostProgram
 from jaxrank.manifest import Manifest, Signature, TensorSpec
+from serving.host.lookups import read_keys
 
 _SEED = 20240501
 
@@ -82,7 +83,7 @@ def draw(
     a table directly stay inside of it; numbers are normal around 0.
     """
     rng = np.random.default_rng(_SEED)
-    keys = {v.name: _keys(bundle, v.file, v.key_dtype) for v in manifest.vocabularies}
+    keys = {v.name: read_keys(bundle, v) for v in manifest.vocabularies}
     rows_of = {t.name: t.rows for t in manifest.tables}
     values: dict[str, np.ndarray] = {}
     limits: dict[str, int] = {}
@@ -117,13 +118,3 @@ def draw(
         for rows in (*GROUP_ROWS, manifest.max_candidates)
         for _ in range(2)
     ]
-
-
-def _keys(bundle: Path, file: str, key_dtype: str) -> np.ndarray:
-    keys = np.load(bundle / f"{file}.keys.npy", allow_pickle=False)
-    if key_dtype != "string":
-        return keys
-    offsets, text = np.load(bundle / f"{file}.offsets.npy", allow_pickle=False), keys.tobytes()
-    out = np.empty(len(offsets) - 1, object)
-    out[:] = [text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    return out

@@ -202,12 +202,7 @@ class _Writer:
         it is not one."""
         kernel = self.constants.get(node.input[1])
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if (
-            kernel is None
-            or kernel.ndim != 2
-            or attributes.get("transA")
-            or self.uses.get(node.input[1], 0) < 1
-        ):
+        if kernel is None or kernel.ndim != 2 or attributes.get("transA"):
             return None
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
             return None
@@ -272,7 +267,7 @@ class _Writer:
             self.module.body.append(f"{', '.join(names)} = {text}")
             self.text.update(zip(node.output, names, strict=True))
         else:
-            self._assign(node.output[0], text, _value_name(node), inline=node.op_type in _INLINE)
+            self._assign(node.output[0], text, _value_name(node))
 
     def _product_flops(self, node: Any) -> int:
         """2 x the size of the iteration space of a batched product."""
@@ -312,7 +307,7 @@ class _Writer:
             self.module.params[member] = np.ascontiguousarray(value)
         return f"self.{self.param_of[name]}[...]"
 
-    def _assign(self, output: str, text: str, name: str, *, inline: bool = False) -> None:
+    def _assign(self, output: str, text: str, name: str) -> None:
         follower = [n for n in self.graph.node if output in n.input]
         if self.uses[output] == 1 and len(follower) == 1 and follower[0].op_type in _INLINE:
             self.pending[output] = text
@@ -412,8 +407,7 @@ def _closes_at_end(text: str) -> bool:
 def _literal(item: Any, value: np.ndarray) -> str:
     if value.dtype.kind == "f" and not np.isfinite(item):
         return "jnp.nan" if np.isnan(item) else ("jnp.inf" if item > 0 else "-jnp.inf")
-    # The shortest decimal that is this float32; in parentheses where an operator may bind tighter than a
-    # sign.
+    # The shortest decimal that is this float32, in parentheses where an operator binds tighter than a sign.
     text = str(np.float32(item)) if value.dtype == np.float32 else repr(item)
     return f"({text})" if text.startswith("-") else text
 

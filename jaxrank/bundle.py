@@ -24,6 +24,8 @@ MODEL = "model.py"
 PARAMS = "params.safetensors"
 DENSE = "dense.stablehlo"
 WEIGHTS = "weights.irpa"
+WEIGHTS_SCOPE = "model"
+"""Name under which modules look their weights up in the archive."""
 EXAMPLES = "warmup/examples.npz"
 
 

@@ -63,7 +63,7 @@ def certify(
                 "which proves nothing; "
                 "give recorded requests with --examples"
             )
-    results = []
+    results, errors = [], []
     for (name, rows), pairs in sorted(groups.items()):
         for expected, actual in pairs:
             if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
@@ -72,6 +72,7 @@ def certify(
                     f"{expected.dtype}{list(expected.shape)}; an output needs one row for each candidate"
                 )
         pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in pairs]
+        errors.append(max(_scaled_error(e, a) for e, a in pairs))
         results.append(
             OutputCertificate(
                 output=name,
@@ -82,13 +83,11 @@ def certify(
                 top10_overlap=min(_top_overlap(e, a, 10) for e, a in pairs),
             )
         )
-    for (name, rows), pairs in sorted(groups.items()):
-        error = max(_scaled_error(e.astype(np.float64), a.astype(np.float64)) for e, a in pairs)
+    for result, error in zip(results, errors, strict=True):
         if not error <= tolerance:
             raise CertificateError(
-                f"{stage}: output {name!r} differs from TensorFlow's by {error:.2e} on {rows} "
-                "candidates; the tolerance "
-                f"is {tolerance:.0e}{_hint(rows, error)}"
+                f"{stage}: output {result.output!r} differs from TensorFlow's by {error:.2e} on "
+                f"{result.rows} candidates; the tolerance is {tolerance:.0e}{_hint(result.rows, error)}"
             )
     return Certificate(stage=stage, tolerance=tolerance, requests=len(examples), outputs=tuple(results))
 
@@ -141,7 +140,7 @@ def _split_bytes(text: bytes, lengths: np.ndarray) -> np.ndarray:
 def _abs_error(expected: np.ndarray, actual: np.ndarray) -> float:
     if not np.array_equal(np.isnan(expected), np.isnan(actual)):
         return float("inf")
-    return float(np.nanmax(np.abs(expected.astype(np.float64) - actual), initial=0.0))
+    return float(np.nanmax(np.abs(expected - actual), initial=0.0))
 
 
 def _scaled_error(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -151,27 +150,24 @@ def _scaled_error(expected: np.ndarray, actual: np.ndarray) -> float:
     if not np.array_equal(np.isinf(expected) * np.sign(expected), np.isinf(actual) * np.sign(actual)):
         return float("inf")
     finite = np.isfinite(expected)
-    expected, actual = expected[finite].astype(np.float64), actual[finite]
+    expected, actual = expected[finite], actual[finite]
     return float(np.max(np.abs(expected - actual) / np.maximum(np.abs(expected), 1.0), initial=0.0))
 
 
 def _hint(rows: int, error: float) -> str:
-    if rows == 1 or error < 1e-3:
-        return (
-            "; scores that small a distance apart may be this model's rounding (--tolerance)"
-            if error < 1e-3
-            else ""
-        )
+    if error < 1e-3:
+        return "; scores that small a distance apart may be this model's rounding (--tolerance)"
+    if rows == 1:
+        return ""
     return (
         ". If a single candidate was within it, the model may mix candidates (a softmax or a rank over them, "
-        "the number "
-        "of rows as a value), which is not supported yet"
+        "the number of rows as a value), which is not supported yet"
     )
 
 
 def _rel_error(expected: np.ndarray, actual: np.ndarray) -> float:
-    scale = np.maximum(np.abs(expected.astype(np.float64)), np.finfo(np.float32).tiny)
-    return float(np.nanmax(np.abs(expected.astype(np.float64) - actual) / scale, initial=0.0))
+    scale = np.maximum(np.abs(expected), np.finfo(np.float32).tiny)
+    return float(np.nanmax(np.abs(expected - actual) / scale, initial=0.0))
 
 
 def _spearman(expected: np.ndarray, actual: np.ndarray) -> float:

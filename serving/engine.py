@@ -22,7 +22,6 @@ from jaxrank.manifest import Manifest, Target
 from serving.host.program import FeatureBlocks
 from serving.transfer import to_host
 
-PARAMETER_SCOPE = "model"
 # Candidates of one call on a CPU stream. Larger slices leave the L2 cache, smaller ones pay more for their
 # dispatches; docs/architecture.md has the measurement.
 _CPU_SLICE = 256
@@ -113,7 +112,7 @@ class IreeEngine:
             self._local.device = device
             modules = [rt.create_hal_module(self._instance, device)]
             if self._has_weights:
-                provider = self._parameters.create_provider(scope=PARAMETER_SCOPE)
+                provider = self._parameters.create_provider(scope=files.WEIGHTS_SCOPE)
                 modules.insert(0, rt.create_io_parameters_module(self._instance, provider))
             program = rt.VmModule.mmap(self._instance, str(self._module_path))
             context = rt.VmContext(self._instance, modules=[*modules, program])

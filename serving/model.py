@@ -44,7 +44,8 @@ class Model:
 
         Args:
             inputs: request-scope arrays with one row, candidate-scope arrays with N; strings are object
-            arrays of bytes. outputs: names of the outputs to return; all by default.
+                arrays of bytes.
+            outputs: names of the outputs to return; all by default.
 
         Returns:
             `[N, ...]` arrays by output name.

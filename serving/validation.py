@@ -28,10 +28,7 @@ def validate(
     _check_names(inputs, signature)
     forms = {name: (_dtype(value), value.shape) for name, value in inputs.items()}
     _check_forms(forms, signature, max_candidates)
-    return {
-        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
-        for spec in signature.inputs
-    }
+    return _with_one_request_row(inputs, signature)
 
 
 def decode_inputs(
@@ -46,10 +43,7 @@ def decode_inputs(
     forms = {name: (dtype_name(t.dtype), declared_shape(name, t)) for name, t in tensors.items()}
     _check_forms(forms, signature, max_candidates)
     inputs = {name: decode(name, tensor) for name, tensor in tensors.items()}
-    return {
-        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
-        for spec in signature.inputs
-    }
+    return _with_one_request_row(inputs, signature)
 
 
 def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
@@ -126,6 +120,13 @@ def _check_request_rows(spec: TensorSpec, found: int, rows: int) -> None:
     raise InvalidRequestError(
         f"feature {spec.name!r} has {found} rows; it is the same for all candidates: send {allowed}"
     )
+
+
+def _with_one_request_row(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
+    return {
+        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
+        for spec in signature.inputs
+    }
 
 
 def _one_row(spec: TensorSpec, value: np.ndarray) -> np.ndarray:

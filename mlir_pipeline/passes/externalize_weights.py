@@ -10,7 +10,8 @@ entry points and all targets of a bundle read one weight archive, which the serv
 import numpy as np
 from iree.compiler import ir
 
-SCOPE = "model"
+from jaxrank.bundle import WEIGHTS_SCOPE
+
 MINIMUM_BYTES = 1024
 
 
@@ -35,7 +36,8 @@ def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -
                     array = np.full(ir.RankedTensorType(kind).shape, array.ravel()[0], np.float32)
                 name = f"weight_{len(names)}"
                 names[value], weights[name] = name, np.ascontiguousarray(array)
-                text = f'util.global private @{name} = #flow.parameter.named<"{SCOPE}"::"{name}"> : {kind}'
+                parameter = f'#flow.parameter.named<"{WEIGHTS_SCOPE}"::"{name}">'
+                text = f"util.global private @{name} = {parameter} : {kind}"
                 _prepend(module, ir.Operation.parse(text))
             load = ir.Operation.create(
                 "util.global.load",

@@ -27,24 +27,27 @@ def open_table(bundle: Path, table: Table) -> np.ndarray:
     return array
 
 
+def read_keys(bundle: Path, vocabulary: Vocabulary) -> np.ndarray:
+    """The vocabulary's keys: `[size]`, an object array of bytes or int64. Raises `BundleError`."""
+    keys = _part(bundle, vocabulary, "keys")
+    if vocabulary.key_dtype != "string":
+        return keys
+    offsets, text = _part(bundle, vocabulary, "offsets"), keys.tobytes()
+    strings = np.empty(len(offsets) - 1, object)
+    strings[:] = [text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return strings
+
+
 def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
     """A function from keys to values. Raises `BundleError` if the files do not fit."""
-
-    def part(suffix: str) -> np.ndarray:
-        try:
-            return np.load(bundle / f"{vocabulary.file}.{suffix}.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{bundle / vocabulary.file}.{suffix}.npy is not readable: {error}") from error
-
-    keys, values, default = part("keys"), part("values"), vocabulary.default_value
+    keys, values = read_keys(bundle, vocabulary), _part(bundle, vocabulary, "values")
+    default = vocabulary.default_value
     if values.shape != (vocabulary.size,):
         raise BundleError(
             f"{bundle / vocabulary.file}: {values.size} values, the manifest says {vocabulary.size}"
         )
     if vocabulary.key_dtype == "string":
-        offsets, text = part("offsets"), keys.tobytes()
-        ends = zip(offsets[:-1], offsets[1:], strict=True)
-        table = {text[a:b]: int(v) for (a, b), v in zip(ends, values, strict=True)}
+        table = dict(zip(keys.tolist(), values.tolist(), strict=True))
 
         def find_strings(wanted: np.ndarray) -> np.ndarray:
             get = table.get
@@ -61,3 +64,10 @@ def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
         return np.where(keys[at] == wanted, values[at], default)
 
     return find_ids
+
+
+def _part(bundle: Path, vocabulary: Vocabulary, suffix: str) -> np.ndarray:
+    try:
+        return np.load(bundle / f"{vocabulary.file}.{suffix}.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{bundle / vocabulary.file}.{suffix}.npy is not readable: {error}") from error

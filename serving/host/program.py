@@ -49,7 +49,7 @@ class HostProgramRunner:
 
         Args:
             features: checked by `serving.validation`: request-scope arrays have one row, candidate-scope
-            arrays N.
+                arrays N.
 
         Raises:
             InvalidRequestError: an id has no row in its table.
