@@ -18,13 +18,14 @@ test: $(STAMP) ## Every check: formatting, lint, types, tests
 
 bench: $(STAMP) ## Measure again what bench/results/ holds
 	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
+	$(BIN)/python -m bench.convert
 
 lint: $(STAMP) ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: $(STAMP) ## Generate serving/wire/*_pb2.py again
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. serving/wire/tensor.proto serving/wire/predict.proto
+proto: $(STAMP) ## Generate every *_pb2.py again
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. serving/wire/tensor.proto serving/wire/predict.proto converters/examples/messages.proto
 
 lock: ## Pin the newest versions that pyproject.toml admits
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock

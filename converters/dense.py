@@ -2,28 +2,38 @@
 and cut."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 import tensorflow as tf
 from onnx import shape_inference
 
+from converters.einsum import keep_einsum
 from converters.errors import ConversionError
-from converters.folding import data_flow_order, fold, import_node
+from converters.evaluate import evaluate
+from converters.flat_graph import FlatGraph
 from converters.frontier import Frontier
-from converters.savedmodel import SourceModel
+from converters.lowerings import LOWERINGS
 from jaxrank.host_program import BlockColumn
 
 OPSET = 18
 OWN_DOMAIN = "jaxrank"
 # Elementwise TensorFlow ops that ONNX has no name for; they pass through tf2onnx and have their own Flax
 # forms.
-KEPT_OPS = ("Erfc", "Expm1", "Log1p")
+KEPT_OPS = ("BesselI0e", "BesselI1e", "Digamma", "Erfc", "Erfinv", "Expm1", "Lgamma", "Log1p", "Ndtri")
 
 
-def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> onnx.ModelProto:
-    """An ONNX model at one candidate whose inputs are the feature columns and whose outputs are the
-    signature's.
+def to_onnx(
+    flat: FlatGraph,
+    frontier: Frontier,
+    columns: tuple[BlockColumn, ...],
+    outputs: Mapping[str, Any],
+    rows: int = 1,
+) -> onnx.ModelProto:
+    """An ONNX model at a fixed number of candidates whose inputs are the feature columns.
+
+    `outputs` are tensors of the flat graph by the name that they get.
 
     Raises `ConversionError` when tf2onnx stops; ops that it leaves unconverted are in the graph under their
     TensorFlow names and are reported by `flax_writer` together with the ONNX ops that have no Flax form.
@@ -32,19 +42,21 @@ def to_onnx(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, 
     import tf2onnx.optimizer
     import tf2onnx.tfonnx
 
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    graph_def = _dense_graph(model, frontier, columns)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it cannot convert, we report
+    dense = _dense_graph(flat, frontier, columns, outputs, rows)
     inputs = [f"{c.feature}:0" for c in columns]
-    outputs = [f"output/{t.name}:0" for t in model.outputs]
     try:
-        with tf.Graph().as_default() as graph:
-            tf.graph_util.import_graph_def(graph_def, name="")
+        with dense.graph.as_default():
             converted = tf2onnx.tfonnx.process_tf_graph(
-                graph,
+                dense.graph,
                 opset=OPSET,
                 input_names=inputs,
-                output_names=outputs,
-                custom_op_handlers={"SelectV2": (_select, []), **{name: (_keep, []) for name in KEPT_OPS}},
+                output_names=[f"output/{name}:0" for name in outputs],
+                custom_op_handlers={
+                    "SelectV2": (_select, []),
+                    "Einsum": (keep_einsum, []),
+                    **{name: (_keep, []) for name in KEPT_OPS},
+                },
                 extra_opset=[onnx.helper.make_opsetid(OWN_DOMAIN, 1)],
                 continue_on_error=True,
             )
@@ -78,39 +90,34 @@ def _keep(context: Any, node: Any, name: str, arguments: list[Any]) -> Any:
     return node
 
 
-def _dense_graph(model: SourceModel, frontier: Frontier, columns: tuple[BlockColumn, ...]) -> Any:
-    used = {tensor.op.name for op in frontier.dense for tensor in op.inputs}
-    weights = {name: variable.numpy() for name, variable in model.variables.items() if name in used}
-    with tf.Graph().as_default() as graph:
-        values: dict[str, Any] = {}
-        for tensor, column in zip(frontier.crossing, columns, strict=True):
-            values[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=column.feature)
-        for op in frontier.dense:
-            inputs = [_dense_input(tensor, values, weights, model) for tensor in op.inputs]
-            node = op.node_def
-            node.name = model.source_name(op)
-            made = import_node(node, inputs, tf.compat.v1.GraphDef().library)
-            values.update((old.name, new) for old, new in zip(op.outputs, made, strict=True))
-        for source, result in zip(model.outputs, model.results, strict=True):
-            tf.identity(values[result.name], name=f"output/{source.name}")
-        graph_def = graph.as_graph_def()
-    # Weights are constants now: what only they feed (a batch norm's scale) folds to one constant.
-    folded, _ = fold(graph_def, [f"output/{t.name}" for t in model.outputs], keep_identities=True)
-    return _reachable(folded.as_graph_def(), [f"output/{t.name}" for t in model.outputs])
-
-
-def _reachable(graph_def: Any, outputs: list[str]) -> Any:
-    """Only the nodes that the outputs need."""
-    kept = tf.compat.v1.GraphDef(versions=graph_def.versions)
-    kept.node.extend(data_flow_order({node.name: node for node in graph_def.node}, outputs))
-    return kept
-
-
-def _dense_input(tensor: Any, values: dict[str, Any], weights: dict[str, Any], model: SourceModel) -> Any:
-    if tensor.name not in values:
-        weight = weights.get(tensor.op.name)
-        value = tf.get_static_value(tensor) if weight is None else weight
-        values[tensor.name] = tf.constant(
-            value, dtype=tensor.dtype, name=model.source_name(tensor.op).replace(":", "_")
-        )
-    return values[tensor.name]
+def _dense_graph(
+    flat: FlatGraph,
+    frontier: Frontier,
+    columns: tuple[BlockColumn, ...],
+    outputs: Mapping[str, Any],
+    rows: int,
+) -> FlatGraph:
+    """The dense half alone: its inputs are placeholders named after the feature columns."""
+    crossing = list(zip(frontier.crossing, columns, strict=True))
+    shapes = {t.name: (rows if c.scope == "candidate" else 1, *c.shape) for t, c in crossing}
+    evaluated = evaluate(
+        flat.graph.as_graph_def(),
+        [t.name for t in outputs.values()],
+        {t.name: (t.dtype, shapes[t.name]) for t, _ in crossing},
+        flat.weights,
+        inputs_names={t.name: c.feature for t, c in crossing},
+        weights_as_constants=True,
+        lowerings=LOWERINGS,
+        given={name: value for name, value in flat.here.items() if name not in shapes},
+        shapes={
+            t.name: t.shape.as_list()
+            for op in flat.graph.get_operations()
+            for t in op.outputs
+            if t.shape.is_fully_defined()
+        },
+        reshape={t.name: t.shape.as_list() for t, _ in crossing if tuple(t.shape) != shapes[t.name]},
+    )
+    with evaluated.graph.as_default():
+        for name, result in zip(outputs, evaluated.results, strict=True):
+            tf.identity(result, name=f"output/{name}")
+    return evaluated

@@ -7,6 +7,10 @@ _WRAPPERS = re.compile(
     r"^(StatefulPartitionedCall|PartitionedCall|functional|model|sequential|Tensordot|batchnorm)(_\d+)*$"
 )
 
+_GENERIC = re.compile(
+    r"^(embeddings?|embedding_weights|weights?|table|variable|part|concat|read|kernel)$", re.I
+)
+
 
 def scope_parts(node_name: str) -> list[str]:
     """The parts of a TensorFlow name without the calls and models that only wrap it."""
@@ -15,11 +19,12 @@ def scope_parts(node_name: str) -> list[str]:
     return kept or parts[-1:]
 
 
-def layer_name(node_name: str) -> str:
-    """The layer a node belongs to: the last scope before the op, without the counter that Keras adds at each
-    call."""
-    parts = scope_parts(node_name)
-    return identifier(re.sub(r"_\d+$", "", parts[-2]) if len(parts) > 1 else parts[-1])
+def table_name(variable: str) -> str:
+    """`user_city_embedding` of `dnn/user_city_embedding/embedding_weights/part_0:0`: the last part that
+    says more than that it is a table."""
+    parts = [re.sub(r"(:0)?(_\d+)?$", "", p) for p in scope_parts(variable)]
+    telling = [p for p in parts if not _GENERIC.match(p)]
+    return identifier((telling or parts)[-1])
 
 
 def identifier(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from jaxrank.errors import BundleError
+from jaxrank.errors import BundleError, DestinationError
 from jaxrank.host_program import HOST_SCHEMA_VERSION, HostProgram
 from jaxrank.manifest import SCHEMA_VERSION, Manifest
 
@@ -96,10 +96,14 @@ def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Pa
     """A temporary directory beside `destination` that takes its place only if the body succeeds.
 
     With `start_from` it begins as a copy of that directory. Nothing is left behind on failure; an existing
-    destination stays as it was until the new one is complete.
+    destination stays as it was until the new one is complete. Raises `DestinationError` where the files
+    cannot be written.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise DestinationError(f"{destination} cannot be written: {error}; give another place") from error
     try:
         if start_from is not None:
             shutil.copytree(
@@ -114,6 +118,8 @@ def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Pa
             shutil.rmtree(old)
         else:
             os.rename(work, destination)
+    except OSError as error:
+        raise DestinationError(f"writing {destination} failed: {error}; nothing was written") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -130,9 +136,15 @@ def _digest(manifest: Manifest) -> str:
 
 def _referenced(manifest: Manifest) -> set[str]:
     """Every file that a reader opens by a name in the manifest."""
-    names = {HOST_PROGRAM, *(t.file for t in manifest.tables), *(t.module for t in manifest.targets)}
+    names = {
+        HOST_PROGRAM,
+        *(t.file for t in manifest.tables),
+        *(t.module for t in manifest.targets if t.module),
+    }
     for vocabulary in manifest.vocabularies:
-        parts = ("keys", "values", "offsets") if vocabulary.key_dtype == "string" else ("keys", "values")
+        parts = ["keys", "values"]
+        parts += ["offsets"] if vocabulary.key_dtype == "string" else []
+        parts += ["value_offsets"] if vocabulary.value_dtype == "string" else []
         names.update(f"{vocabulary.file}.{part}.npy" for part in parts)
     return names
 

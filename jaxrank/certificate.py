@@ -1,13 +1,14 @@
 """The certificate of equivalence: how far scores are from TensorFlow's, and whether anybody's ranking
 changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jaxrank import bundle as files
+from jaxrank import ranking
 from jaxrank.errors import JaxrankError
 from jaxrank.manifest import Certificate, OutputCertificate
 
@@ -44,6 +45,7 @@ def certify(
     examples: Sequence[Example],
     found: Sequence[Mapping[str, np.ndarray]],
     tolerance: float = TOLERANCE,
+    constants: Container[str] = (),
 ) -> Certificate:
     """Compares found outputs with the recorded ones, request by request.
 
@@ -55,14 +57,8 @@ def certify(
     for example, outputs in zip(examples, found, strict=True):
         for name, expected in example.outputs.items():
             groups.setdefault((name, example.rows), []).append((expected, outputs[name]))
-    for name in {name for name, _ in groups}:
-        seen = np.concatenate([e.ravel() for (n, _), pairs in groups.items() if n == name for e, _ in pairs])
-        if seen.size > 1 and (seen == seen[0]).all():
-            raise CertificateError(
-                f"TensorFlow's output {name!r} is the same, {seen[0]}, on all {seen.size} example rows, "
-                "which proves nothing; "
-                "give recorded requests with --examples"
-            )
+    for name in sorted({name for name, _ in groups if name not in constants}):
+        _refuse_constant(name, [e for (n, _), pairs in groups.items() if n == name for e, _ in pairs])
     results, errors = [], []
     for (name, rows), pairs in sorted(groups.items()):
         for expected, actual in pairs:
@@ -71,18 +67,9 @@ def certify(
                     f"{stage}: output {name!r} is {actual.dtype}{list(actual.shape)}, TensorFlow's is "
                     f"{expected.dtype}{list(expected.shape)}; an output needs one row for each candidate"
                 )
-        pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in pairs]
+        pairs = [_as_numbers(e, a) for e, a in pairs]
         errors.append(max(_scaled_error(e, a) for e, a in pairs))
-        results.append(
-            OutputCertificate(
-                output=name,
-                rows=rows,
-                max_abs_error=max(_abs_error(e, a) for e, a in pairs),
-                max_rel_error=max(_rel_error(e, a) for e, a in pairs),
-                spearman=min(_spearman(e, a) for e, a in pairs),
-                top10_overlap=min(_top_overlap(e, a, 10) for e, a in pairs),
-            )
-        )
+        results.append(_output_certificate(name, rows, pairs, tolerance))
     for result, error in zip(results, errors, strict=True):
         if not error <= tolerance:
             raise CertificateError(
@@ -90,6 +77,57 @@ def certify(
                 f"{result.rows} candidates; the tolerance is {tolerance:.0e}{_hint(result.rows, error)}"
             )
     return Certificate(stage=stage, tolerance=tolerance, requests=len(examples), outputs=tuple(results))
+
+
+def _as_numbers(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is compared: values in double precision; of strings, 1 where they differ from TensorFlow's."""
+    if expected.dtype == object:
+        return np.zeros(expected.shape), np.asarray(found != expected, np.float64)
+    return expected.astype(np.float64), found.astype(np.float64)
+
+
+def _output_certificate(
+    name: str, rows: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: float
+) -> OutputCertificate:
+    """The worst of all requests and, where an output has several, of all columns; inversions are summed."""
+    columns = [column for e, a in pairs for column in _columns(e, a)]
+    counted = [ranking.inversions(e, a, tolerance) for e, a in columns]
+    inverted, ordered = sum(i for i, _ in counted), sum(o for _, o in counted)
+    return OutputCertificate(
+        output=name,
+        rows=rows,
+        max_abs_error=max(_abs_error(e, a) for e, a in pairs),
+        max_rel_error=max(_rel_error(e, a) for e, a in pairs),
+        spearman=min((ranking.spearman(e, a) for e, a in columns), default=1.0),
+        top1_overlap=min((ranking.top_overlap(e, a, 1) for e, a in columns), default=1.0),
+        top10_overlap=min((ranking.top_overlap(e, a, 10) for e, a in columns), default=1.0),
+        top50_overlap=min((ranking.top_overlap(e, a, 50) for e, a in columns), default=1.0),
+        inversions=inverted,
+        inversion_share=inverted / ordered if ordered else 0.0,
+    )
+
+
+def _columns(expected: np.ndarray, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`[rows, ...]` as one pair of score lists for each column: each is a ranking of its own."""
+    rows = len(expected)
+    yield from zip(expected.reshape(rows, -1).T, found.reshape(rows, -1).T, strict=True)
+
+
+def _refuse_constant(name: str, outputs: Sequence[np.ndarray]) -> None:
+    """Rows that are all the same, whatever the request, cannot tell a right model from a wrong one."""
+    rows = [row for value in outputs for row in value.reshape(len(value), -1)]
+    first = rows[0]
+    if len(rows) > 1 and all(r.shape == first.shape and _all_equal(r, first) for r in rows):
+        shown = first[0] if first.size == 1 else first
+        raise CertificateError(
+            f"TensorFlow's output {name!r} is the same, {shown}, on all {len(rows)} example rows, "
+            "which proves nothing; "
+            "give recorded requests with --examples"
+        )
+
+
+def _all_equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def save_examples(bundle: Path, examples: Sequence[Example]) -> None:
@@ -140,15 +178,24 @@ def _split_bytes(text: bytes, lengths: np.ndarray) -> np.ndarray:
 def _abs_error(expected: np.ndarray, actual: np.ndarray) -> float:
     if not np.array_equal(np.isnan(expected), np.isnan(actual)):
         return float("inf")
-    return float(np.nanmax(np.abs(expected - actual), initial=0.0))
+    return float(np.max(_differences(expected, actual), initial=0.0))
+
+
+def _differences(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Absolute differences where TensorFlow has a number; equal infinities differ by 0."""
+    number = ~np.isnan(expected)
+    expected, actual = expected[number], actual[number]
+    same = expected == actual
+    return np.abs(np.subtract(expected, actual, where=~same, out=np.zeros_like(expected)))
 
 
 def _scaled_error(expected: np.ndarray, actual: np.ndarray) -> float:
     """What the tolerance bounds: the error of each value over its size, or over 1 where it is smaller."""
     if not np.array_equal(np.isnan(expected), np.isnan(actual)):
         return float("inf")
-    if not np.array_equal(np.isinf(expected) * np.sign(expected), np.isinf(actual) * np.sign(actual)):
-        return float("inf")
+    for infinity in (np.inf, -np.inf):
+        if not np.array_equal(expected == infinity, actual == infinity):
+            return float("inf")
     finite = np.isfinite(expected)
     expected, actual = expected[finite], actual[finite]
     return float(np.max(np.abs(expected - actual) / np.maximum(np.abs(expected), 1.0), initial=0.0))
@@ -161,39 +208,15 @@ def _hint(rows: int, error: float) -> str:
         return ""
     return (
         ". If a single candidate was within it, the model may mix candidates (a softmax or a rank over them, "
-        "the number of rows as a value), which is not supported yet"
+        "the number of rows as a value)"
     )
 
 
 def _rel_error(expected: np.ndarray, actual: np.ndarray) -> float:
-    scale = np.maximum(np.abs(expected), np.finfo(np.float32).tiny)
-    return float(np.nanmax(np.abs(expected - actual) / scale, initial=0.0))
-
-
-def _spearman(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Rank correlation over all values; ties share their mean rank."""
-    if expected.size < 2:
-        return 1.0
-    a, b = _ranks(expected.ravel()), _ranks(actual.ravel())
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 1.0 if np.ptp(a) == np.ptp(b) else 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends - 1) / 2)[inverse]
-
-
-def _top_overlap(expected: np.ndarray, actual: np.ndarray, k: int) -> float:
-    """Share of the expected top k found in the actual top k; rows that tie with the k-th expected score count
-    as found."""
-    if expected.ndim != 1:
-        return _top_overlap(
-            expected.reshape(len(expected), -1)[:, 0], actual.reshape(len(actual), -1)[:, 0], k
-        )
-    k = min(k, len(expected))
-    top = np.argsort(-actual, kind="stable")[:k]
-    kth = np.sort(expected)[::-1][k - 1]
-    return float(np.mean(expected[top] >= kth))
+    if not np.array_equal(np.isnan(expected), np.isnan(actual)):
+        return float("inf")
+    scale = np.maximum(np.abs(expected[~np.isnan(expected)]), np.finfo(np.float32).tiny)
+    differences = _differences(expected, actual)
+    # An infinity that is finite elsewhere is infinitely far, not NaN.
+    ratios = np.divide(differences, scale, where=np.isfinite(differences), out=differences.copy())
+    return float(np.max(ratios, initial=0.0))

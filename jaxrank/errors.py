@@ -7,5 +7,11 @@ class JaxrankError(Exception):
     exit_code = 1
 
 
+class DestinationError(JaxrankError):
+    """A bundle cannot be written where it was asked for: no room, no permission, no directory."""
+
+    exit_code = 2
+
+
 class BundleError(JaxrankError):
     """A bundle is missing, damaged, or written by a newer schema than this version reads."""

@@ -11,3 +11,8 @@ def concatenate(values: Sequence[jax.Array], axis: int) -> jax.Array:
     rows."""
     rows = max(v.shape[0] for v in values)
     return jnp.concatenate([jnp.broadcast_to(v, (rows, *v.shape[1:])) for v in values], axis=axis)
+
+
+def stack(values: Sequence[jax.Array], axis: int) -> jax.Array:
+    """`jnp.stack` along a new feature axis, with the same mixing of rows as `concatenate`."""
+    return concatenate([jnp.expand_dims(v, axis) for v in values], axis=axis)

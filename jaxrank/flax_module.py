@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
-from jaxrank.host_program import BlockColumn
-from jaxrank.manifest import Scope
+from jaxrank.host_program import BlockColumn, HostProgram
+from jaxrank.manifest import Manifest, Scope
 
 
 def load_flax(bundle: Path) -> nnx.Module:
@@ -62,35 +62,52 @@ def load_source(bundle: Path) -> ModuleType:
 
 
 def rows_function(bundle: Path) -> Callable[[Any, Any], tuple[Any, ...]]:
-    """`(request_block [1, R], candidate_block [N, C]) -> outputs [N, ...]`, in the order of the signature.
+    """`(request_block [1, R], candidate_block [N, C]) -> outputs [N, ...]`: the outputs that
+    `dense_outputs` names.
 
     The module runs on one candidate row, vmapped over candidates: JAX's batching rules leave alone what
-    depends on the request only.
+    depends on the request only. A module that mixes candidates takes them all at once.
     """
     manifest, program = files.read_manifest(bundle), files.read_host_program(bundle)
     source = load_source(bundle)
     ranker = load_flax(bundle)
-    names = [output.name for output in manifest.signature.outputs]
+    names = dense_outputs(manifest, program)
 
     def rows(request_block: Any, candidate_block: Any) -> tuple[Any, ...]:
-        request = source.Request(**_unpack(request_block, program.columns, "request"))
+        request = source.Request(**unpack(request_block, program.columns, "request"))
 
         def one(row: Any) -> tuple[Any, ...]:
-            candidate = source.Candidate(**_unpack(row[None], program.columns, "candidate"))
+            candidate = source.Candidate(**unpack(row[None], program.columns, "candidate"))
             scores = ranker(request, candidate)
             return tuple(scores[name][0] for name in names)
 
         return jax.vmap(one)(candidate_block)
 
-    return rows
+    def all_at_once(request_block: Any, candidate_block: Any) -> tuple[Any, ...]:
+        request = source.Request(**unpack(request_block, program.columns, "request"))
+        candidate = source.Candidate(**unpack(candidate_block, program.columns, "candidate"))
+        scores = ranker(request, candidate)
+        return tuple(scores[name] for name in names)
+
+    return rows if manifest.row_wise else all_at_once
 
 
-def _unpack(block: Any, columns: tuple[BlockColumn, ...], scope: Scope) -> dict[str, Any]:
+def dense_outputs(manifest: Manifest, program: HostProgram) -> list[str]:
+    """The signature's outputs that the Flax module makes, in order; the host makes the others."""
+    by_host = {o.output for o in program.outputs}
+    return [t.name for t in manifest.signature.outputs if t.name not in by_host]
+
+
+def unpack(block: Any, columns: tuple[BlockColumn, ...], scope: Scope) -> dict[str, Any]:
     features = {}
     for column in columns:
         if column.scope == scope:
             width = int(np.prod(column.shape, dtype=np.int64))
             value = jax.lax.slice_in_dim(block, column.offset, column.offset + width, axis=1)
-            value = jnp.reshape(value, (1, *column.shape))
-            features[column.feature] = value != 0 if column.dtype == "bool" else value
+            value = jnp.reshape(value, (block.shape[0], *column.shape))
+            if column.dtype == "bool":
+                value = value != 0
+            elif column.dtype == "int32":
+                value = jax.lax.bitcast_convert_type(value, jnp.int32)
+            features[column.feature] = value
     return features

@@ -1,10 +1,9 @@
 """The schema of `host_program.json`: the sparse half of a model as data, a short list of host operators.
 
-A host program turns the raw features of one request into two *feature blocks* of float32, one row per scope
-row: `request` is `[1, width]`, `candidate` is `[N, width]`. Tensors are named; an operator reads named
-tensors and writes one. Tensors keep TensorFlow's layout with the leading row dimension, so an operator runs
-unchanged on one row or on thousands. The scope of a tensor is `request` when everything it was computed from
-is.
+A host program turns the raw features of one request into two *feature blocks* of 32-bit values, one row per
+scope row: `request` is `[1, width]`, `candidate` is `[N, width]`. Tensors are named; an operator reads named
+tensors and writes one or more. Tensors keep TensorFlow's layout, so an operator runs unchanged on one row
+or on thousands. The scope of a tensor is `request` when everything it was computed from is.
 """
 
 from typing import Any, Literal
@@ -13,22 +12,27 @@ import msgspec
 
 from jaxrank.manifest import Scope
 
-HOST_SCHEMA_VERSION = 1
+HOST_SCHEMA_VERSION = 2
+
+TABLE_PREFIX = "table:"
+"""An input `table:<name>` is the whole embedding table of that name."""
 
 
 class HostOperator(msgspec.Struct, frozen=True, kw_only=True):
-    """One step: `op` names an entry of `serving.host.operators`, `inputs` and `output` name tensors.
+    """One step: `op` names an entry of `serving.host.operators`, `inputs` and `outputs` name tensors.
 
-    `name` is the TensorFlow op it stands for, for error messages. `attrs` are JSON values; constants of the
-    graph are attributes, never inputs.
+    `name` is the TensorFlow op it stands for, for error messages. `attrs` are JSON values. Constants of the
+    graph are never inputs: `constants` has them by their position among the operator's operands, as `{dtype,
+    shape, values}`; one with `per_row` too grows by that for every candidate beyond the first.
     """
 
     op: str
     name: str
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     scope: Scope
     attrs: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
 
 
 class BlockColumn(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +46,17 @@ class BlockColumn(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     shape: tuple[int, ...]
     """Shape of one row, without the leading dimension."""
-    dtype: Literal["float32", "bool"]
-    """What the dense program sees; a bool travels as 0.0 / 1.0."""
+    dtype: Literal["float32", "bool", "int32"]
+    """What the dense program sees. A bool travels as 0.0 / 1.0, an integer as its 32 bits."""
+
+
+class HostOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """An output of the signature that the host makes: a label, an id passed through."""
+
+    output: str
+    tensor: str
+    constant: bool = False
+    """Whether it is the same for every request."""
 
 
 class HostProgram(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +65,10 @@ class HostProgram(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int
     operators: tuple[HostOperator, ...]
     columns: tuple[BlockColumn, ...]
+    outputs: tuple[HostOutput, ...] = ()
 
     def width(self, scope: Scope) -> int:
-        """Columns of the scope's feature block (float32 values per row)."""
+        """Columns of the scope's feature block (32-bit values per row)."""
         ends = [c.offset + _size(c.shape) for c in self.columns if c.scope == scope]
         return max(ends, default=0)
 

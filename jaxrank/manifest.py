@@ -5,10 +5,13 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_MAX_CANDIDATES = 5000
 
 Scope = Literal["request", "candidate"]
+Part = Literal["rows", "sparse_indices", "sparse_values", "sparse_shape", "row_splits", "flat_values"]
+"""What an array is of its feature: `rows` is a plain tensor; the others are parts of a SparseTensor or a
+RaggedTensor, which a client sends as several arrays."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,10 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     scope: Scope
     tensor_name: str
     """Name of the tensor in the source graph ("serving_default_user_id:0")."""
+    part: Part = "rows"
+    feature: str = ""
+    """The composite feature that a part belongs to ("bag" of "bag/indices"); empty for `rows`. Parts have the
+    feature's scope; only `sparse_shape` and `row_splits` tell how many rows there are."""
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,17 +57,18 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """A static lookup table from keys (strings or int64) to int64 values, with TensorFlow's default for
-    unknown keys.
+    """A static lookup table with TensorFlow's default for unknown keys.
 
-    String keys lie end to end in `<file>.keys.npy` (uint8) with `<file>.offsets.npy` (int64, `size + 1`)
-    beside it; int64 keys are `<file>.keys.npy` themselves. Values are `<file>.values.npy` (int64).
+    Keys are `<file>.keys.npy`, values `<file>.values.npy`, sorted by key. Strings lie end to end (uint8) with
+    `<file>.offsets.npy` or `<file>.value_offsets.npy` (int64, `size + 1`) beside them. A string default is
+    text with surrogates for bytes that are not UTF-8.
     """
 
     name: str
-    key_dtype: Literal["string", "int64"]
+    key_dtype: Literal["string", "int32", "int64"]
+    value_dtype: Literal["string", "int32", "int64", "float32"] = "int64"
     size: int
-    default_value: int
+    default_value: int | float | str
     file: str
 
 
@@ -69,12 +77,13 @@ class OpPlacement(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     op: str
-    place: Literal["host", "dense", "folded"]
+    place: Literal["host", "dense", "folded", "unsupported"]
     reason: str
 
 
 class OutputCertificate(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one output is from TensorFlow's on one group of rows (`rows` candidates of one request)."""
+    """How far one output is from TensorFlow's on the requests of `rows` candidates: the worst of them, and of
+    all columns where an output has several."""
 
     output: str
     rows: int
@@ -82,8 +91,15 @@ class OutputCertificate(msgspec.Struct, frozen=True, kw_only=True):
     max_rel_error: float
     spearman: float
     """Spearman rank correlation of the two score lists; 1.0 for a single row."""
+    top1_overlap: float
+    """Share of our best row (0 or 1), ten or fifty best rows that are among TensorFlow's; its ties count."""
     top10_overlap: float
-    """Share of TensorFlow's ten best rows that are among our ten best."""
+    top50_overlap: float
+    inversions: int
+    """Pairs of rows of one request that TensorFlow orders by more than the tolerance and we do not order the
+    same way, over all requests and columns."""
+    inversion_share: float
+    """`inversions` over all pairs that TensorFlow orders by more than the tolerance; 0.0 without any."""
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +142,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     driver: str
     """IREE HAL driver that runs it: "local-sync", "cuda", "vulkan"."""
     module: str
+    """The bundle's file; empty where the host program makes every output and there is nothing to run."""
     flags: tuple[str, ...]
     compiler: str
     instruction_sets: tuple[str, ...] = ()
@@ -151,6 +168,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: Source
     signature: Signature
     max_candidates: int
+    row_wise: bool = True
+    """Whether every candidate's outputs depend on that candidate and the request only. Otherwise the model
+    sees all candidates of a request at once, and they are never cut into slices."""
     tables: tuple[Table, ...]
     vocabularies: tuple[Vocabulary, ...]
     ops: tuple[OpPlacement, ...]

@@ -1,13 +1,22 @@
 # The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
 # pyright: reportAttributeAccessIssue=false
-"""Flat jaxprs: function calls inlined, so that every later step sees one list of primitive equations."""
+"""Flat jaxprs: function calls inlined and short loops unrolled, so that every later step sees one list of
+primitive equations."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core
+
+UNROLL_LIMIT = 3000
+"""Equations that a scan may become. Unrolled, the request's share of a loop moves to the request tower,
+indices are known, and nothing waits for a condition; beyond the limit it stays a loop, because IREE's
+compile time grows with the number of operations."""
+_FOLDED_ELEMENTS = 4096
 
 # Call-like primitives and the parameter that holds their body. Their only effect is a name or a derivative
 # rule, neither of which an inference program needs.
@@ -28,7 +37,8 @@ its outputs, or None to bind it unchanged."""
 
 
 def flat_jaxpr(function: Callable[..., Any], *avals: jax.ShapeDtypeStruct) -> core.ClosedJaxpr:
-    """Traces `function` on abstract arrays and inlines every call in it."""
+    """Traces `function` on abstract arrays, inlines every call in it and unrolls scans within
+    `UNROLL_LIMIT`."""
     return retrace(jax.make_jaxpr(function)(*avals), lambda eqn, read: None)
 
 
@@ -54,20 +64,69 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rule
             consts = inner.consts if isinstance(inner, core.ClosedJaxpr) else ()
             inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
             outputs = evaluate(inner, consts, [read(v) for v in eqn.invars], rule)
+        elif eqn.primitive.name == "scan" and _equations(eqn) <= UNROLL_LIMIT:
+            outputs = _unrolled(eqn, [read(v) for v in eqn.invars], rule)
+        elif eqn.primitive.name == "cond" and not isinstance(read(eqn.invars[0]), jax.core.Tracer):
+            branch = eqn.params["branches"][int(read(eqn.invars[0]))]
+            outputs = evaluate(branch.jaxpr, branch.consts, [read(v) for v in eqn.invars[1:]], rule)
         else:
             outputs = rule(eqn, read) or _bind(eqn, [read(v) for v in eqn.invars])
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
-    """The equation as it is; one that depends on weights alone is computed now, unless it only repeats
-    them."""
-    known = all(
-        isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
-        for value in inputs
+def _equations(eqn: core.JaxprEqn) -> int:
+    """Equations that an equation becomes when every call in it is inlined and every scan unrolled."""
+    bodies = [v for p in eqn.params.values() for v in (p if isinstance(p, (tuple, list)) else (p,))]
+    inner = [b.jaxpr if isinstance(b, core.ClosedJaxpr) else b for b in bodies]
+    sizes = [sum(map(_equations, b.eqns)) for b in inner if isinstance(b, core.Jaxpr)]
+    return (sum(sizes) if sizes else 1) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+
+
+def _unrolled(eqn: core.JaxprEqn, inputs: list[Any], rule: EquationRule) -> list[Any]:
+    """A scan as `length` copies of its body."""
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, sequences = (
+        inputs[:first],
+        inputs[first : first + carried],
+        inputs[first + carried :],
     )
-    if inputs and known and eqn.primitive.name != "broadcast_in_dim":
+    steps = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
+    stacked: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
+    for i in steps:
+        step = [_step(sequence, i) for sequence in sequences]
+        values = evaluate(body.jaxpr, body.consts, [*consts, *carry, *step], rule)
+        carry = values[:carried]
+        for pieces, value in zip(stacked, values[carried:], strict=True):
+            pieces.append(lax.expand_dims(value, (0,)))
+    order = slice(None, None, -1) if eqn.params["reverse"] else slice(None)
+    return [*carry, *(lax.concatenate(pieces[order], 0) for pieces in stacked)]
+
+
+def _step(sequence: Any, i: int) -> Any:
+    if not isinstance(sequence, jax.core.Tracer):
+        return np.asarray(sequence)[i]
+    return lax.index_in_dim(sequence, i, keepdims=False)
+
+
+def _is_known(eqn: core.JaxprEqn, inputs: list[Any]) -> bool:
+    """Whether an equation depends on weights alone and is worth computing now: not one that only repeats
+    them, except for the few integers of a loop's counters and indices."""
+    if any(isinstance(value, jax.core.Tracer) for value in inputs) or not eqn.outvars:
+        return False
+    if inputs and eqn.primitive.name != "broadcast_in_dim":
+        return True
+    avals = [v.aval for v in eqn.outvars]
+    if not all(isinstance(d, int) for a in avals for d in a.shape):
+        return False
+    few = all(math.prod(a.shape) <= _FOLDED_ELEMENTS and a.dtype.kind in "iub" for a in avals)
+    return few and eqn.primitive.name in ("broadcast_in_dim", "iota")
+
+
+def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+    """The equation as it is, or its value where that is known."""
+    if _is_known(eqn, inputs):
         with jax.ensure_compile_time_eval():
             found = eqn.primitive.bind(*inputs, **eqn.params)
     else:

@@ -2,15 +2,11 @@
 # pyright: reportAttributeAccessIssue=false
 """Towers to one StableHLO module with a public function for each."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 from iree.compiler import ir, passmanager
 from jax import export
 from jax.extend import core
 
-from mlir_pipeline.errors import CompileError
 from mlir_pipeline.split import Towers
 
 REQUEST_TOWER = "request_tower"
@@ -20,7 +16,8 @@ CANDIDATE_TOWER = "candidate_tower"
 def lower(towers: Towers, context: ir.Context) -> ir.Module:
     """StableHLO with `@request_tower` and `@candidate_tower`, calls inlined, weights as constants.
 
-    The only dynamic dimension is the number of candidates; a jaxpr with another one is refused.
+    The only unknown in a dynamic dimension is the number of candidates, `n`; a model that mixes candidates
+    has dimensions such as `2*n` or `[n, n]` too.
     """
     functions = [_export(REQUEST_TOWER, towers.request, context)] if towers.state else []
     functions.append(_export(CANDIDATE_TOWER, towers.candidate, context))
@@ -28,7 +25,6 @@ def lower(towers: Towers, context: ir.Context) -> ir.Module:
 
 
 def _export(name: str, tower: core.ClosedJaxpr, context: ir.Context) -> str:
-    _check_dynamic_dims(name, tower)
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in tower.jaxpr.invars]
     # Unused inputs are kept: the server passes every block and every state tensor.
     function = jax.jit(core.jaxpr_as_fun(tower), keep_unused=True)
@@ -58,21 +54,3 @@ def drop_shape_assertions(module: ir.Module) -> bool:
     for op in found:
         op.erase()
     return bool(found)
-
-
-def _check_dynamic_dims(name: str, tower: core.ClosedJaxpr) -> None:
-    symbols: set[str] = set()
-
-    def collect(variables: Sequence[Any]) -> None:
-        for var in variables:
-            symbols.update(str(d) for d in getattr(var.aval, "shape", ()) if not isinstance(d, int))
-
-    collect(tower.jaxpr.invars)
-    for eqn in tower.jaxpr.eqns:
-        collect(eqn.outvars)
-    if len(symbols) > 1:
-        raise CompileError(
-            f"{name} has dimensions {sorted(symbols)}: only the number of candidates may be dynamic. The "
-            "model mixes rows "
-            "(for example a softmax over candidates); that is not supported yet"
-        )

@@ -2,7 +2,7 @@
 
 A request's candidates are cut into slices that run side by side, one on each *stream* (its own HAL device and
 VM context on one shared VmInstance). Slices keep activations in the cache and let one request use all cores;
-the request tower runs once.
+the request tower runs once. A model that mixes candidates sees all of them in one call.
 """
 
 import os
@@ -50,7 +50,7 @@ class IreeEngine:
         self._target = target
         self._has_state = bool(manifest.state)
         self._has_weights = files.WEIGHTS in manifest.files
-        self._outputs = len(manifest.signature.outputs)
+        self._row_wise = manifest.row_wise
         self._module_path = bundle / target.module
         self._parameters = rt.ParameterIndex()
         self._on_cpu = target.driver.startswith("local")
@@ -71,21 +71,22 @@ class IreeEngine:
             ) from error
 
     def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
-        """The outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's own."""
+        """The dense outputs in the order of the signature, each `[N, ...]` as the module makes it. The
+        arrays are the caller's own."""
         state = self._pool.submit(self._request, blocks.request).result() if self._has_state else []
         count = len(blocks.candidate)
         slices = self._slices(count)
         if len(slices) == 1:
             return self._pool.submit(self._candidates, state, blocks.candidate).result()
         parts = list(self._pool.map(lambda s: self._candidates(state, blocks.candidate[s]), slices))
-        return [np.concatenate([part[i] for part in parts]) for i in range(self._outputs)]
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def close(self) -> None:
         """Ends the streams after the calls that run now."""
         self._pool.shutdown(wait=True)
 
     def _slices(self, count: int) -> list[slice]:
-        if not self._on_cpu:
+        if not self._on_cpu or not self._row_wise:
             return [slice(0, count)]
         parts = max(-(-count // _CPU_SLICE), min(self.streams, count // _CPU_SMALLEST_SLICE), 1)
         edges = [count * i // parts for i in range(parts + 1)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxrank.manifest import Signature, TensorSpec
+from serving.composites import check_contents, check_sizes, composites
 from serving.errors import InvalidRequestError
 from serving.wire import tensor_pb2
 from serving.wire.codec import declared_shape, decode, dtype_name
@@ -16,19 +17,20 @@ def validate(
     inputs: Mapping[str, np.ndarray], signature: Signature, max_candidates: int
 ) -> dict[str, np.ndarray]:
     """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with as many
-    rows as there are candidates.
+    rows as there are candidates. Sparse and ragged features are checked as a whole (`serving.composites`).
 
     A request-scope feature may come once, or repeated on every row where the signature leaves its rows open:
     then all rows must be equal, and one is kept.
 
     Raises:
         InvalidRequestError: a missing or unknown feature, another dtype, rank or size, row counts that
-            differ, no candidates or too many. The message names the feature.
+            differ, no candidates or too many, parts of a sparse or ragged feature that do not fit. The
+            message names the feature.
     """
     _check_names(inputs, signature)
     forms = {name: (_dtype(value), value.shape) for name, value in inputs.items()}
-    _check_forms(forms, signature, max_candidates)
-    return _with_one_request_row(inputs, signature)
+    rows = _check_forms(forms, signature, max_candidates)
+    return _checked(inputs, signature, rows, max_candidates)
 
 
 def decode_inputs(
@@ -41,9 +43,9 @@ def decode_inputs(
     """
     _check_names(tensors, signature)
     forms = {name: (dtype_name(t.dtype), declared_shape(name, t)) for name, t in tensors.items()}
-    _check_forms(forms, signature, max_candidates)
+    rows = _check_forms(forms, signature, max_candidates)
     inputs = {name: decode(name, tensor) for name, tensor in tensors.items()}
-    return _with_one_request_row(inputs, signature)
+    return _checked(inputs, signature, rows, max_candidates)
 
 
 def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
@@ -67,33 +69,58 @@ def _dtype(value: np.ndarray) -> str:
 
 def _check_forms(
     forms: Mapping[str, tuple[str, tuple[int, ...]]], signature: Signature, max_candidates: int
-) -> None:
-    """Checks dtypes, ranks, sizes and row counts. `forms` are the dtype and shape of each feature."""
+) -> dict[str, int]:
+    """Checks dtypes, ranks, sizes and row counts. `forms` are the dtype and shape of each input.
+
+    Returns the rows of every feature that tells them in a shape: a sparse one does not.
+    """
     for spec in signature.inputs:
         _check_form(spec, *forms[spec.name])
-    counts = {s.name: forms[s.name][1][0] for s in signature.inputs if s.scope == "candidate"}
-    if not counts:
+    shapes = {name: shape for name, (_, shape) in forms.items()}
+    rows = {s.name: shapes[s.name][0] for s in signature.inputs if s.part == "rows" and s.shape}
+    rows |= check_sizes(composites(signature), shapes)
+    _check_rows(rows, signature, max_candidates)
+    return rows
+
+
+def _checked(
+    inputs: Mapping[str, np.ndarray], signature: Signature, rows: dict[str, int], max_candidates: int
+) -> dict[str, np.ndarray]:
+    """The inputs after what their values tell; request-scope ones with one row."""
+    features = composites(signature)
+    if features:
+        _check_rows(rows | check_contents(features, inputs), signature, max_candidates)
+    return _with_one_request_row(inputs, signature)
+
+
+def _check_rows(rows: Mapping[str, int], signature: Signature, max_candidates: int) -> None:
+    """Checks the row counts that are known: by input name, of composite features by their own."""
+    scopes = {spec.feature or spec.name: spec.scope for spec in signature.inputs}
+    if "candidate" not in scopes.values():
         raise InvalidRequestError(
             "no input of this model has one row for each candidate, so there is nothing to rank; convert it "
             "again with a candidate feature"
         )
-    first, rows = next(iter(counts.items()))
+    counts = {name: rows[name] for name, scope in scopes.items() if scope == "candidate" and name in rows}
+    if not counts:
+        return
+    first, candidates = next(iter(counts.items()))
     for name, count in counts.items():
-        if count != rows:
+        if count != candidates:
             raise InvalidRequestError(
-                f"feature {name!r} has {count} rows but {first!r} has {rows}; every candidate feature must "
-                "have one row for each candidate"
+                f"feature {name!r} has {count} rows but {first!r} has {candidates}; every candidate feature "
+                "must have one row for each candidate"
             )
-    if not rows:
+    if not candidates:
         raise InvalidRequestError(f"feature {first!r} has no rows; at least one candidate is needed")
-    if rows > max_candidates:
+    if candidates > max_candidates:
         raise InvalidRequestError(
-            f"feature {first!r} has {rows} candidates; this model takes at most {max_candidates} in one "
-            "request"
+            f"feature {first!r} has {candidates} candidates; this model takes at most {max_candidates} in "
+            f"one request"
         )
     for spec in signature.inputs:
-        if spec.scope == "request":
-            _check_request_rows(spec, forms[spec.name][1][0], rows)
+        if spec.scope == "request" and (found := rows.get(spec.feature or spec.name)) is not None:
+            _check_request_rows(spec, found, candidates)
 
 
 def _check_form(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> None:
@@ -112,8 +139,12 @@ def _check_form(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def _check_request_rows(spec: TensorSpec, found: int, rows: int) -> None:
-    if found == 1 or (found == rows and spec.shape[0] is None):
+    if found == 1 or (found == rows and spec.part == "rows" and spec.shape[0] is None):
         return
+    if spec.part != "rows":
+        raise InvalidRequestError(
+            f"feature {spec.feature!r} has {found} rows; it is the same for all candidates: send one row"
+        )
     allowed = (
         "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
     )
@@ -124,13 +155,15 @@ def _check_request_rows(spec: TensorSpec, found: int, rows: int) -> None:
 
 def _with_one_request_row(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
     return {
-        spec.name: _one_row(spec, inputs[spec.name]) if spec.scope == "request" else inputs[spec.name]
+        spec.name: _one_row(spec, inputs[spec.name])
+        if spec.scope == "request" and spec.part == "rows"
+        else inputs[spec.name]
         for spec in signature.inputs
     }
 
 
 def _one_row(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
-    if len(value) == 1:
+    if not value.ndim or len(value) == 1:
         return value
     # A NaN repeated on every row is one value.
     same = value[1:] == value[:1]

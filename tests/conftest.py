@@ -1,6 +1,8 @@
 """Models and bundles that many tests share; each is made once for a test run."""
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -20,6 +22,17 @@ CACHE = Path(__file__).parent.parent / ".cache"
 def movielens_dir() -> Path:
     """Directory with the MovieLens 100k files."""
     return movielens.fetch(CACHE)
+
+
+@pytest.fixture(scope="session")
+def client_packages() -> Path:
+    """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test
+    environment."""
+    target = CACHE / "tensorflow-serving-api"
+    if not (target / "tensorflow_serving").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+        subprocess.run([*command, "tensorflow-serving-api==2.20.0"], check=True)
+    return target
 
 
 @pytest.fixture(scope="session")

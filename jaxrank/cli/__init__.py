@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from jaxrank.cli.compile import compile_command
-from jaxrank.cli.convert import convert_command
+from jaxrank.cli.convert import CONVERT_EXAMPLES, convert_command
 from jaxrank.cli.inspect import inspect_command
 from jaxrank.cli.serve import serve
 from jaxrank.errors import JaxrankError
@@ -54,7 +54,7 @@ _EXTRAS = {
     "flax": "compile",
 }
 
-app.command("convert")(_reporting_errors(convert_command))
+app.command("convert", epilog=CONVERT_EXAMPLES)(_reporting_errors(convert_command))
 app.command("compile")(_reporting_errors(compile_command))
 app.command("inspect")(_reporting_errors(inspect_command))
 app.command("serve")(_reporting_errors(serve))

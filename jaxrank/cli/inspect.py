@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxrank import bundle as files
-from jaxrank.cli.report import certificate_table
+from jaxrank.cli.report import certificate_table, placement_table
 from jaxrank.manifest import Flops, Manifest
 
 
@@ -21,6 +22,8 @@ def inspect_command(
     ] = False,
 ) -> None:
     """Show what a bundle is: signature with scopes, tables, where each op runs, FLOPs, targets, certificates.
+
+    The bundle's report.html shows the same and more in a browser.
 
     Every file is checked against its sha256 first.
     """
@@ -33,7 +36,7 @@ def inspect_command(
         f"{len(manifest.files)} files intact",
         highlight=False,
     )
-    console.print(_signature(manifest), _tables(manifest), _places(manifest))
+    console.print(_signature(manifest, bundle), _tables(manifest), _places(manifest))
     if manifest.flops is not None:
         console.print(_flops(manifest.flops, manifest))
     console.print(_targets(manifest), certificate_table(manifest.certificate))
@@ -52,12 +55,16 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _signature(manifest: Manifest) -> Table:
-    table = _table(f"Signature {manifest.signature.name!r}", "", "name", "dtype", "shape", "scope")
+def _signature(manifest: Manifest, bundle: Path) -> Table:
+    from converters.report import REPORT_JSON, read_report
+
+    why = read_report(bundle).scope_reasons if REPORT_JSON in manifest.files else {}
+    table = _table(f"Signature {manifest.signature.name!r}", "", "name", "dtype", "shape", "scope", "why")
     for kind, specs in (("in", manifest.signature.inputs), ("out", manifest.signature.outputs)):
         for spec in specs:
             shape = ", ".join("N" if d is None else str(d) for d in spec.shape)
-            table.add_row(kind, spec.name, spec.dtype, f"\\[{shape}]", spec.scope)
+            reason = why.get(spec.feature or spec.name, "") if kind == "in" else ""
+            table.add_row(kind, escape(spec.name), spec.dtype, f"\\[{shape}]", spec.scope, escape(reason))
     return table
 
 
@@ -71,13 +78,10 @@ def _tables(manifest: Manifest) -> Table:
 
 
 def _places(manifest: Manifest) -> Table:
-    table = _table("Ops by place", "place", "ops", "what")
-    for place in ("host", "dense", "folded"):
-        counts = Counter(op.op for op in manifest.ops if op.place == place)
-        table.add_row(
-            place, str(sum(counts.values())), ", ".join(f"{op} {n}" for op, n in counts.most_common())
-        )
-    return table
+    places = dict.fromkeys(op.place for op in manifest.ops)
+    return placement_table(
+        {p: dict(Counter(op.op for op in manifest.ops if op.place == p).most_common()) for p in places}
+    )
 
 
 def _flops(flops: Flops, manifest: Manifest) -> Table:
@@ -116,5 +120,5 @@ def _targets(manifest: Manifest) -> Table:
 def _ops(manifest: Manifest) -> Table:
     table = _table("Every op", "place", "op", "name", "reason")
     for op in sorted(manifest.ops, key=lambda o: (o.place, o.op, o.name)):
-        table.add_row(op.place, op.op, op.name, op.reason)
+        table.add_row(op.place, op.op, escape(op.name), escape(op.reason))
     return table

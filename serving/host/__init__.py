@@ -1,6 +1,6 @@
 """The sparse half: runs a bundle's host program on host threads.
 
-`program.py` runs the list of operators and fills the two feature blocks; `operators.py` is one function per
+`program.py` runs the list of operators and fills the two feature blocks; `operators/` has one function per
 operator; `lookups.py` opens embedding tables and vocabularies.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +10,11 @@ from jaxrank.errors import BundleError
 from jaxrank.manifest import Table, Vocabulary
 
 KeyLookup = Callable[[np.ndarray], np.ndarray]
-"""Keys of any shape (object array of bytes, or int64) to int64 values of the same shape."""
+"""Keys of any shape (object array of bytes, or integers) to values of the same shape."""
 
 
 def open_table(bundle: Path, table: Table) -> np.ndarray:
-    """The table as a read-only memory map, `[rows, dim]` float32. Raises `BundleError` if the file does not
+    """The table as a read-only memory map, `[rows, dim]`. Raises `BundleError` if the file does not
     fit."""
     try:
         array = np.load(bundle / table.file, mmap_mode="r", allow_pickle=False)
@@ -28,42 +29,52 @@ def open_table(bundle: Path, table: Table) -> np.ndarray:
 
 
 def read_keys(bundle: Path, vocabulary: Vocabulary) -> np.ndarray:
-    """The vocabulary's keys: `[size]`, an object array of bytes or int64. Raises `BundleError`."""
-    keys = _part(bundle, vocabulary, "keys")
-    if vocabulary.key_dtype != "string":
-        return keys
-    offsets, text = _part(bundle, vocabulary, "offsets"), keys.tobytes()
-    strings = np.empty(len(offsets) - 1, object)
-    strings[:] = [text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    return strings
+    """The vocabulary's keys: `[size]`, an object array of bytes or integers. Raises `BundleError`."""
+    return _entries(bundle, vocabulary, "keys", "offsets", vocabulary.key_dtype)
 
 
 def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
     """A function from keys to values. Raises `BundleError` if the files do not fit."""
-    keys, values = read_keys(bundle, vocabulary), _part(bundle, vocabulary, "values")
-    default = vocabulary.default_value
-    if values.shape != (vocabulary.size,):
+    keys = read_keys(bundle, vocabulary)
+    values = _entries(bundle, vocabulary, "values", "value_offsets", vocabulary.value_dtype)
+    if values.shape != (vocabulary.size,) or keys.shape != values.shape:
         raise BundleError(
-            f"{bundle / vocabulary.file}: {values.size} values, the manifest says {vocabulary.size}"
+            f"{bundle / vocabulary.file}: {keys.size} keys and {values.size} values, the manifest says "
+            f"{vocabulary.size}"
         )
-    if vocabulary.key_dtype == "string":
+    default: Any = vocabulary.default_value
+    if isinstance(default, str):
+        default = default.encode("utf-8", "surrogateescape")
+    dtype = object if vocabulary.value_dtype == "string" else np.dtype(vocabulary.value_dtype)
+    if "string" in (vocabulary.key_dtype, vocabulary.value_dtype):
         table = dict(zip(keys.tolist(), values.tolist(), strict=True))
 
-        def find_strings(wanted: np.ndarray) -> np.ndarray:
+        def find(wanted: np.ndarray) -> np.ndarray:
             get = table.get
-            found = np.fromiter((get(k, default) for k in wanted.ravel().tolist()), np.int64, wanted.size)
+            found = np.empty(wanted.size, dtype)
+            found[:] = [get(k, default) for k in wanted.ravel().tolist()]
             return found.reshape(wanted.shape)
 
-        return find_strings
+        return find
 
     if not vocabulary.size:
-        return lambda wanted: np.full(wanted.shape, default, np.int64)
+        return lambda wanted: np.full(wanted.shape, default, dtype)
 
     def find_ids(wanted: np.ndarray) -> np.ndarray:
         at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-        return np.where(keys[at] == wanted, values[at], default)
+        return np.where(keys[at] == wanted, values[at], np.asarray(default, dtype))
 
     return find_ids
+
+
+def _entries(bundle: Path, vocabulary: Vocabulary, part: str, offsets_part: str, dtype: str) -> np.ndarray:
+    stored = _part(bundle, vocabulary, part)
+    if dtype != "string":
+        return stored
+    offsets, text = _part(bundle, vocabulary, offsets_part), stored.tobytes()
+    strings = np.empty(len(offsets) - 1, object)
+    strings[:] = [text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return strings
 
 
 def _part(bundle: Path, vocabulary: Vocabulary, suffix: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-// The native core: string hashing, bit-exact with TensorFlow's string_to_hash_bucket_fast.
+// The native core: the string hashes that TensorFlow's ops use, bit-exact.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -120,24 +120,105 @@ uint64_t fingerprint64(const char* s, size_t n) {
   return combine(combine(v.first, w.first, mul) + shift_mix(y) * kMul0 + z, combine(v.second, w.second, mul) + x, mul);
 }
 
+// The older string_to_hash_bucket: MurmurHash64A (Austin Appleby, public domain) with TensorFlow's seed, written from its definition.
+uint64_t hash64(const char* s, size_t n) {
+  constexpr uint64_t kMul = 0xc6a4a7935bd1e995ULL, kSeed = 0xDECAFCAFFEULL;
+  uint64_t h = kSeed ^ (n * kMul);
+  for (; n >= 8; s += 8, n -= 8) {
+    uint64_t word = load64(s) * kMul;
+    word = (word ^ (word >> 47)) * kMul;
+    h = (h ^ word) * kMul;
+  }
+  if (n > 0) {
+    uint64_t word = 0;
+    std::memcpy(&word, s, n);
+    h = (h ^ word) * kMul;
+  }
+  h = shift_mix(h) * kMul;
+  return shift_mix(h);
+}
+
+// SipHash-2-4 (Aumasson and Bernstein, 2012), written from its definition.
+uint64_t siphash(uint64_t key0, uint64_t key1, const char* s, size_t n) {
+  uint64_t a = key0 ^ 0x736f6d6570736575ULL, b = key1 ^ 0x646f72616e646f6dULL;
+  uint64_t c = key0 ^ 0x6c7967656e657261ULL, d = key1 ^ 0x7465646279746573ULL;
+  auto round = [&] {
+    a += b, c += d;
+    b = std::rotl(b, 13) ^ a, d = std::rotl(d, 16) ^ c;
+    a = std::rotl(a, 32);
+    c += b, a += d;
+    b = std::rotl(b, 17) ^ c, d = std::rotl(d, 21) ^ a;
+    c = std::rotl(c, 32);
+  };
+  auto absorb = [&](uint64_t word) {
+    d ^= word;
+    round(), round();
+    a ^= word;
+  };
+  uint64_t last = static_cast<uint64_t>(n) << 56;
+  for (; n >= 8; s += 8, n -= 8) absorb(load64(s));
+  uint64_t rest = 0;
+  std::memcpy(&rest, s, n);
+  absorb(last | rest);
+  c ^= 0xff;
+  for (int i = 0; i < 4; ++i) round();
+  return a ^ b ^ c ^ d;
+}
+
+using Hashes = nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>, nb::c_contig>;
 using Buckets = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>, nb::c_contig>;
 
-void hash_bucket_fast(nb::list strings, int64_t buckets, Buckets out) {
-  if (buckets <= 0) throw std::invalid_argument("the number of hash buckets must be positive");
+// Calls `write(output, hash of the string)` for each string.
+template <typename Out, typename Hash, typename Write>
+void for_each_hash(const nb::list& strings, Out& out, Hash hash, Write write) {
   if (nb::len(strings) != out.shape(0)) throw std::invalid_argument("one output for each string is needed");
-  int64_t* next = out.data();
+  auto* next = out.data();
   for (nb::handle item : strings) {
     char* data = nullptr;
     Py_ssize_t size = 0;
     if (PyBytes_AsStringAndSize(item.ptr(), &data, &size) != 0) throw nb::python_error();
-    *next++ = static_cast<int64_t>(fingerprint64(data, static_cast<size_t>(size)) % static_cast<uint64_t>(buckets));
+    write(*next++, hash(data, static_cast<size_t>(size)));
   }
+}
+
+template <typename Hash>
+void hash_buckets(const nb::list& strings, int64_t buckets, Buckets& out, Hash hash) {
+  if (buckets <= 0) throw std::invalid_argument("the number of hash buckets must be positive");
+  for_each_hash(strings, out, hash, [n = static_cast<uint64_t>(buckets)](int64_t& bucket, uint64_t value) {
+    bucket = static_cast<int64_t>(value % n);
+  });
+}
+
+void store(uint64_t& target, uint64_t value) { target = value; }
+
+void hash_bucket(nb::list strings, int64_t buckets, Buckets out) { hash_buckets(strings, buckets, out, hash64); }
+
+void hash_bucket_fast(nb::list strings, int64_t buckets, Buckets out) {
+  hash_buckets(strings, buckets, out, fingerprint64);
+}
+
+void hash_bucket_strong(nb::list strings, int64_t buckets, uint64_t key0, uint64_t key1, Buckets out) {
+  hash_buckets(strings, buckets, out, [=](const char* s, size_t n) { return siphash(key0, key1, s, n); });
+}
+
+void fingerprints(nb::list strings, Hashes out) { for_each_hash(strings, out, fingerprint64, store); }
+
+void keyed_hashes(nb::list strings, uint64_t key0, uint64_t key1, Hashes out) {
+  for_each_hash(strings, out, [=](const char* s, size_t n) { return siphash(key0, key1, s, n); }, store);
 }
 
 }  // namespace
 
 NB_MODULE(_core, m) {
-  m.doc() = "String hashing of the host program.";
+  m.doc() = "String hashing of the host program. Strings are bytes objects.";
+  m.def("hash_bucket", &hash_bucket, nb::arg("strings"), nb::arg("buckets"), nb::arg("out"),
+        "Writes TensorFlow's string_to_hash_bucket of each string to int64 `out`.");
   m.def("hash_bucket_fast", &hash_bucket_fast, nb::arg("strings"), nb::arg("buckets"), nb::arg("out"),
         "Writes TensorFlow's string_to_hash_bucket_fast of each bytes object in `strings` to int64 `out`.");
+  m.def("hash_bucket_strong", &hash_bucket_strong, nb::arg("strings"), nb::arg("buckets"), nb::arg("key0"),
+        nb::arg("key1"), nb::arg("out"), "Writes TensorFlow's string_to_hash_bucket_strong of each string to int64 `out`.");
+  m.def("fingerprints", &fingerprints, nb::arg("strings"), nb::arg("out"),
+        "Writes the FarmHash Fingerprint64 of each string to uint64 `out`.");
+  m.def("keyed_hashes", &keyed_hashes, nb::arg("strings"), nb::arg("key0"), nb::arg("key1"), nb::arg("out"),
+        "Writes the SipHash-2-4 of each string to uint64 `out`.");
 }

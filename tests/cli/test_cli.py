@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from converters.report import read_report
 from jaxrank import bundle as files
+from jaxrank.cli.convert import parse_bytes
+from jaxrank.cli.progress import stages
+from jaxrank.progress import Silent
 from tests import models
 
 JAXRANK = str(Path(sys.executable).parent / "jaxrank")
@@ -47,12 +52,19 @@ def test_the_whole_road(ranker_saved_model: Path, tmp_path: Path) -> None:
         "folded",
         "Certificate",
         "click",
+        "top-1 ",
         "top-10",
+        "top-50",
+        "inverted pairs",
         "200",
-        str(bundle),
+        "the signature declares one row",
+        "ops were folded away",
+        str(bundle / "report.html"),
+        f"next: jaxrank compile {bundle}",
     ):
         assert words in done.stdout.replace("\n", "")
     assert "I0000" not in done.stderr and "Traceback" not in done.stderr
+    assert read_report(bundle).certificate == files.verify(bundle).certificate
     done = _run("compile", bundle, "--target", "cpu")
     assert done.returncode == 0, done.stderr
     done = _run("inspect", bundle, "--ops")
@@ -68,6 +80,125 @@ def test_the_whole_road(ranker_saved_model: Path, tmp_path: Path) -> None:
         "cpu",
     ):
         assert words in done.stdout
+
+
+def test_help_of_convert_teaches() -> None:
+    done = _run("convert", "--help")
+    for words in (
+        "--dry-run", "--report", "--inputs", "--outputs", "--rename", "--op-plugin", "--debug-numerics",
+        "--device-table-limit", "64MiB", "Examples:",
+        "jaxrank convert saved_model --dry-run --report coverage.html",
+        "jaxrank convert frozen.pb -o models/ranker/1 --inputs user:0,item:0 --outputs scores:0",
+    ):  # fmt: skip
+        assert words in done.stdout
+
+
+def test_dry_run(ranker_saved_model: Path, tmp_path: Path) -> None:
+    """Coverage and scopes, and nothing on disk but the report that was asked for."""
+    done = _run("convert", ranker_saved_model, "--dry-run", "-o", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "Where each op went",
+        "dense",
+        "user_city",
+        "the signature declares one row",
+        "have a place",
+    ):
+        assert words in done.stdout
+    assert "unsupported" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    done = _run("convert", ranker_saved_model, "--dry-run", "--report", tmp_path / "r.json")
+    assert done.returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["certificate"] is None and report["unsupported"] == []
+    assert report["counts"]["dense"]["MatMul"] == 5
+
+
+def test_dry_run_with_unsupported_ops(tmp_path: Path) -> None:
+    """All of them in the table, the report and the exit code."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    def rank(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.math.igamma(x, x + 1.0) + tf.math.zeta(x + 2.0, x)}
+
+    module = tf.Module()
+    module.rank = rank
+    signatures = module.rank.get_concrete_function()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=signatures)
+    done = _run("convert", tmp_path / "m", "--dry-run", "--report", tmp_path / "r.html")
+    assert done.returncode == 2
+    for words in ("2 unsupported ops", "Igamma", "Zeta", "have no place; no bundle was written"):
+        assert words in done.stdout
+    page = (tmp_path / "r.html").read_text()
+    assert "Igamma" in page and "Zeta" in page
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "r.html"]
+
+
+def test_report_beside_the_bundle(ranker_saved_model: Path, tmp_path: Path) -> None:
+    """And examples as TensorFlow writes them."""
+    with tf.io.TFRecordWriter(str(tmp_path / "e.tfrecord")) as writer:
+        for rows in (1, 30):
+            feature = {n: _feature(v) for n, v in models.ranker_request(rows, rows).items()}
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    bundle, page = tmp_path / "b", tmp_path / "r.html"
+    done = _run(
+        "convert", ranker_saved_model, "-o", bundle, "--report", page, "--examples", tmp_path / "e.tfrecord",
+        "--device-table-limit", "1KiB",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert page.read_bytes() == (bundle / "report.html").read_bytes()
+    assert {o.rows for o in files.read_manifest(bundle).certificate.outputs} == {1, 7, 30, 200, 5000}
+
+
+def _feature(value: np.ndarray) -> tf.train.Feature:
+    flat = value.ravel()
+    if value.dtype == object:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=flat.tolist()))
+    if value.dtype.kind == "f":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=flat))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=flat))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "b", "--device-table-limit", "64 mebi"], "'64 mebi' is not a size"),
+        (["-o", "b", "--rename", "a"], "'a' is not old=new"),
+        (["-o", "b", "--rename", "a=b", "--rename", "a=c"], "'a' is renamed twice"),
+        (["-o", "b", "--rename", "a=c", "--rename", "b=c"], "two names become the same"),
+        (["-o", "b", "--report", "r.txt"], "r.txt: a report is written as .html or .json"),
+        ([], "give the bundle to write with --output, or --dry-run"),
+        (["--dry-run", "--debug-numerics"], "a dry run compares no scores"),
+    ],
+)
+def test_options_that_make_no_sense(ranker_saved_model: Path, options: list[str], words: str) -> None:
+    done = _run("convert", ranker_saved_model, *options)
+    assert done.returncode == 2
+    assert words in done.stderr.replace("│\n│", "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("64MiB", 64 << 20), ("1.5 GB", 1_500_000_000), ("2kib", 2048), ("10 B", 10)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_progress_has_a_bar_within_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with stages() as progress:
+        progress("copying tables")
+        with progress.bar("items", 10) as advance:
+            advance(4)
+            advance(6)
+        progress("next")
+    printed = capsys.readouterr().err
+    assert "copying tables" in printed and "next" in printed
+    with pytest.raises(ValueError), stages() as progress, progress.bar("items", 10):
+        raise ValueError
+    assert Silent().bar("x", 1).__enter__()(1) is None
 
 
 def _bad_examples(path: Path, change: str) -> Path:
@@ -109,7 +240,7 @@ def test_errors_are_messages_and_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "not_a_model").mkdir()
     done = _run("convert", tmp_path / "not_a_model", "-o", tmp_path / "b")
     assert done.returncode == 2
-    assert "is not a TensorFlow SavedModel: it has no saved_model.pb" in done.stderr
+    assert "is not a TensorFlow model: it has no saved_model.pb" in done.stderr
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["not_a_model"]
 

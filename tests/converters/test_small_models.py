@@ -33,6 +33,22 @@ def _masked_mean(bag: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(pooled * x, -1)
 
 
+def _whole_numbers(x: tf.Tensor) -> tf.Tensor:
+    """Integer division of numbers of both signs, after a product: in the dense half."""
+    whole = tf.cast((x @ W) * 10.0, tf.int32)
+    return tf.reduce_sum(tf.cast(whole // 7, tf.float32) + 0.1 * tf.cast(whole % 7, tf.float32), -1)
+
+
+def _guarded(ids: tf.Tensor) -> tf.Tensor:
+    inside = tf.where((ids < 3) | (ids >= 17), tf.zeros_like(ids), ids)
+    return tf.reduce_sum(tf.gather(TABLE, inside), -1)
+
+
+def _pairs_of_rows(p: tf.Tensor) -> tf.Tensor:
+    """Every price beside every other: no input is the request's."""
+    return tf.reduce_mean(tf.tanh(tf.tile(p[None, :], [tf.shape(p)[0], 1]) - p[:, None]), 1)
+
+
 def _layer_norm(x: tf.Tensor) -> tf.Tensor:
     mean, variance = tf.nn.moments(x, [-1], keepdims=True)
     return tf.reduce_sum((x - mean) * tf.math.rsqrt(variance + 1e-6) * TABLE[0], -1)
@@ -76,6 +92,14 @@ MODELS = [
     ),
     pytest.param(_user_times_item, (_spec("u", 1, dtype=tf.int64), IDS), id="id crossed from user and item"),
     pytest.param(_layer_norm, (X,), id="layer norm"),
+    pytest.param(_whole_numbers, (X,), id="floor division and remainder of negative numbers"),
+    pytest.param(_guarded, (IDS,), id="ids guarded by two comparisons"),
+    pytest.param(_pairs_of_rows, (_spec("p", None),), id="pairs of candidates"),
+    pytest.param(
+        lambda t, x: tf.cast(t[:, 0] % 7.0, tf.float32) * x[:, 0],
+        (_spec("t", None, 1, dtype=tf.float64), X),
+        id="float64 cast in the model",
+    ),
     pytest.param(lambda x: tf.reduce_sum(tf.nn.gelu(x @ W), -1), (X,), id="gelu"),
     pytest.param(
         lambda x: tf.reduce_sum(tf.matmul(x, x, transpose_b=True), [1, 2]),

@@ -15,7 +15,6 @@ from jax import export
 from jax.extend import core
 
 from mlir_pipeline.compile import trace
-from mlir_pipeline.errors import CompileError
 from mlir_pipeline.flops import dot_flops
 from mlir_pipeline.jaxpr import flat_jaxpr
 from mlir_pipeline.lower import lower
@@ -137,18 +136,6 @@ def test_state_holds_no_repeated_rows(ranker_bundle: Path) -> None:
     """A request value that is only repeated for every candidate crosses as it was before."""
     for aval in trace(ranker_bundle).state:
         assert all(isinstance(d, int) for d in aval.shape)
-
-
-def test_another_dynamic_dimension_is_refused() -> None:
-    (count,) = export.symbolic_shape("n")
-
-    def mixes(request: jax.Array, block: jax.Array) -> jax.Array:
-        return jnp.concatenate([block, block], 0)
-
-    shape = jax.ShapeDtypeStruct
-    closed = flat_jaxpr(mixes, shape((1, 4), jnp.float32), shape((count, 4), jnp.float32))
-    with pytest.raises(CompileError, match="only the number of candidates may be dynamic"):
-        lower(split(closed), ir.Context())
 
 
 def _lowered(function: Callable[..., jax.Array]) -> ir.Module:

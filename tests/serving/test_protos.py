@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
+from tensorflow.core.example import example_pb2 as tf_example
+from tensorflow.core.example import feature_pb2 as tf_feature
 from tensorflow.core.framework import tensor_pb2 as tf_tensor
 from tensorflow.core.framework import tensor_shape_pb2 as tf_shape
 from tensorflow.core.framework import types_pb2 as tf_types
 from tensorflow.core.protobuf import meta_graph_pb2 as tf_meta
 
-from serving.wire import tensor_pb2
+from serving.wire import example_pb2, tensor_pb2
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_generated_code_is_current(tmp_path: Path) -> None:
-    protos = ["serving/wire/tensor.proto", "serving/wire/predict.proto"]
+    protos = [f"serving/wire/{name}.proto" for name in ("tensor", "predict", "example")]
     outputs = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True
@@ -41,6 +43,12 @@ def _unversioned(path: Path) -> str:
         (tensor_pb2.TensorShapeProto.Dim.DESCRIPTOR, tf_shape.TensorShapeProto.Dim.DESCRIPTOR),
         (tensor_pb2.TensorInfo.DESCRIPTOR, tf_meta.TensorInfo.DESCRIPTOR),
         (tensor_pb2.SignatureDef.DESCRIPTOR, tf_meta.SignatureDef.DESCRIPTOR),
+        (example_pb2.Example.DESCRIPTOR, tf_example.Example.DESCRIPTOR),
+        (example_pb2.Features.DESCRIPTOR, tf_feature.Features.DESCRIPTOR),
+        (example_pb2.Feature.DESCRIPTOR, tf_feature.Feature.DESCRIPTOR),
+        (example_pb2.FloatList.DESCRIPTOR, tf_feature.FloatList.DESCRIPTOR),
+        (example_pb2.Int64List.DESCRIPTOR, tf_feature.Int64List.DESCRIPTOR),
+        (example_pb2.BytesList.DESCRIPTOR, tf_feature.BytesList.DESCRIPTOR),
     ],
 )
 def test_field_numbers_are_the_public_ones(ours: Descriptor, public: Descriptor) -> None:

@@ -85,7 +85,7 @@ def test_a_damaged_manifest(models_dir: Path, ranker_bundle: Path, repository: M
     for broken in (
         text[: len(text) // 2],
         b"[]",
-        text.replace(b'"schema_version": 1', b'"schema_version": 99', 1),
+        text.replace(b'"schema_version": 2', b'"schema_version": 99', 1),
     ):
         (version / files.MANIFEST).write_bytes(broken)
         repository.scan()

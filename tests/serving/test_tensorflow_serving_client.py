@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from serving.wire import predict_pb2
 from tests import models
-from tests.conftest import CACHE
 
 _CLIENT = """
 import sys
@@ -49,17 +47,6 @@ messages = [
 fields = lambda d: {f.name: [f.number, f.type, f.is_repeated] for f in d.fields}
 print(json.dumps({m.DESCRIPTOR.full_name: fields(m.DESCRIPTOR) for m in messages}))
 """
-
-
-@pytest.fixture(scope="module")
-def client_packages() -> Path:
-    """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test
-    environment."""
-    target = CACHE / "tensorflow-serving-api"
-    if not (target / "tensorflow_serving").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        subprocess.run([*command, "tensorflow-serving-api==2.20.0"], check=True)
-    return target
 
 
 def _environment(packages: Path) -> dict[str, str]:

@@ -122,3 +122,90 @@ def test_a_long_refusal_fits_in_a_status() -> None:
     with pytest.raises(InvalidRequestError, match=r"_0000'.*more characters\)$") as caught:
         validate({}, signature, 5)
     assert len(str(caught.value)) < 8192
+
+
+def _part(
+    feature: str, name: str, dtype: str, shape: tuple, part: str, scope: str = "candidate"
+) -> TensorSpec:
+    return TensorSpec(
+        name=name, dtype=dtype, shape=shape, scope=scope, tensor_name=f"{name}:0", part=part, feature=feature
+    )  # type: ignore[arg-type]
+
+
+COMPOSITES = Signature(
+    name="s",
+    method_name="m",
+    inputs=(
+        _part("bag", "bag", "int64", (None, 2), "sparse_indices"),
+        _part("bag", "bag_1", "string", (None,), "sparse_values"),
+        _part("bag", "bag_2", "int64", (2,), "sparse_shape"),
+        _part("path", "path", "float32", (None,), "flat_values"),
+        _part("path", "path_1", "int64", (None,), "row_splits"),
+        _part("path", "path_2", "int64", (None,), "row_splits"),
+        _part("seen", "seen", "int64", (None,), "flat_values", "request"),
+        _part("seen", "seen_1", "int64", (None,), "row_splits", "request"),
+        TensorSpec(name="grid", dtype="float32", shape=(None, None), scope="candidate", tensor_name="grid:0"),
+    ),
+    outputs=(),
+)
+
+
+def _composite_request(**changes: object) -> dict[str, np.ndarray]:
+    features: dict[str, object] = {
+        "bag": np.array([[0, 0], [0, 2], [2, 1]]),
+        "bag_1": np.array([b"a", b"b", b"c"], object),
+        "bag_2": np.array([3, 4]),
+        "path": np.zeros(5, np.float32),
+        "path_1": np.array([0, 2, 2, 3]),
+        "path_2": np.array([0, 1, 4, 5]),
+        "seen": np.arange(4),
+        "seen_1": np.array([0, 4]),
+        "grid": np.zeros((3, 7), np.float32),
+    }
+    features.update(changes)
+    return features  # type: ignore[return-value]
+
+
+def test_good_sparse_and_ragged_features_pass_unchanged() -> None:
+    request = _composite_request()
+    found = validate(request, COMPOSITES, 5)
+    assert all(found[name] is request[name] for name in request)
+    empty = _composite_request(bag=np.zeros((0, 2), np.int64), bag_1=np.array([], object))
+    assert set(validate(empty, COMPOSITES, 5)) == set(request)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"bag": np.array([[0, 0]])}, "'bag' has parts that do not fit", id="lengths"),
+        pytest.param(
+            {"bag": np.array([[0, 0], [0, 4], [2, 1]])}, r"'bag' has the index \[0, 4\] at pos", id="outside"
+        ),
+        pytest.param({"bag": np.array([[0, 0], [0, 2], [-1, 1]])}, "which is outside", id="negative"),
+        pytest.param({"bag": np.array([[0, 2], [0, 0], [2, 1]])}, "position 1 after a later", id="order"),
+        pytest.param({"bag_2": np.array([3, 1 << 40])}, "dense form may have at most", id="large"),
+        pytest.param({"bag_2": np.array([-3, 4])}, "must not be negative", id="negative shape"),
+        pytest.param({"bag_2": np.array([4, 4])}, "'bag' has 4 rows but|but 'bag' has 4", id="sparse rows"),
+        pytest.param(
+            {"path_1": np.array([0, 2, 1, 3])}, "'path_1' must begin with 0, never", id="decreasing"
+        ),
+        pytest.param({"path_1": np.array([1, 2, 2, 3])}, "'path_1' must begin", id="start"),
+        pytest.param({"path_1": np.array([0, 2, 2, 4])}, "end with 3, .* of 'path_2'", id="nested end"),
+        pytest.param({"path_2": np.array([0, 1, 4, 6])}, "end with 5, .* of 'path'", id="end"),
+        pytest.param({"path_1": np.array([], np.int64)}, "has 0 row splits", id="no splits"),
+        pytest.param({"path_1": np.array([0, 3])}, "'path' has 1 rows|has 3 rows but", id="ragged rows"),
+        pytest.param(
+            {"seen_1": np.array([0, 2, 4])}, "'seen' has 2 rows; .* send one row", id="request rows"
+        ),
+        pytest.param({"path": np.zeros((1 << 20) + 1, np.float32)}, "at most 1048576", id="many values"),
+        pytest.param({"grid": np.zeros((2, 7), np.float32)}, "rows", id="plain rows"),
+        pytest.param({"grid": np.zeros(3, np.float32)}, "'grid' has 1 dim.*'N', 'N'", id="open rank"),
+    ],
+)
+def test_bad_sparse_and_ragged_features_are_refused(changes: dict[str, object], expected: str) -> None:
+    """The same for arrays and for tensors on the wire."""
+    request = _composite_request(**changes)
+    with pytest.raises(InvalidRequestError, match=expected):
+        validate(request, COMPOSITES, 5)
+    with pytest.raises(InvalidRequestError, match=expected):
+        decode_inputs({name: encode_content(value) for name, value in request.items()}, COMPOSITES, 5)

@@ -1,0 +1,26 @@
+"""What long work tells about itself: a stage at a time, and how many bytes of one are done."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with a text at the start of each stage."""
+
+    def __call__(self, text: str, /) -> None: ...
+
+    def bar(self, description: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar within the running stage, for as long as the context lasts; call what it yields with the
+        number of bytes that were done since."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def __call__(self, text: str, /) -> None:
+        pass
+
+    def bar(self, description: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda done: None)

@@ -1,0 +1,115 @@
+"""Every model of the zoo compiled for the CPU and served: TensorFlow's answers to fresh requests, from the
+arrays of `serving.model` and over gRPC."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import jax
+import numpy as np
+import pytest
+
+from converters.convert import convert
+from mlir_pipeline.compile import compile_bundle
+from serving.client import PredictClient
+from serving.grpc_server import Server, ServerOptions
+from serving.model import Model
+from serving.validation import decode_inputs
+from serving.wire.codec import encode_content
+from tests.zoo import ZOO
+from tests.zoo.converted import Converted
+from tests.zoo.model import Features, ZooModel
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NOT_COMPILED: dict[str, str] = {}
+"""Models that cannot be compiled yet, and why."""
+
+
+@pytest.fixture(scope="session")
+def compiled(converted: Converted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a model after `compile_bundle` for the CPU, which certifies it on the recorded
+    requests."""
+    bundle = tmp_path_factory.mktemp("compiled") / converted.model.name
+    shutil.copytree(converted.bundle, bundle)
+    compile_bundle(bundle, ["cpu"])
+    return bundle
+
+
+def test_answers_are_tensorflows(
+    converted: Converted, compiled: Path, request: pytest.FixtureRequest
+) -> None:
+    """Requests come as tensors on the wire. The tolerance is the model's: absolute up to 1, relative
+    beyond."""
+    if reason := NOT_COMPILED.get(converted.model.name):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    model = Model.load(compiled, streams=2)
+    try:
+        for rows in (1, 50, 400):
+            features = converted.model.request(rows, seed=7000 + rows)
+            tensors = {name: encode_content(value) for name, value in features.items()}
+            inputs = decode_inputs(tensors, model.manifest.signature, model.manifest.max_candidates)
+            found = model.predict(inputs)
+            _assert_close(
+                found, converted.model.reference(converted.path, features), converted.model.tolerance
+            )
+    finally:
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PredictClient, dict[str, Path]]]:
+    """A server of models whose inputs or outputs are not plain numbers, and the artifacts behind them."""
+    directory = tmp_path_factory.mktemp("served")
+    paths: dict[str, Path] = {}
+    for name in ("sparse_bags", "ragged_bags", "multi_signature_classify", "list_context"):
+        (directory / name).mkdir()
+        paths[name] = _model(name).save(directory / name)
+        bundle = directory / "models" / name / "1"
+        convert(paths[name], bundle, **_model(name).options)
+        compile_bundle(bundle, ["cpu"])
+        jax.clear_caches()
+    server = Server(ServerOptions(models_dir=directory / "models", host="127.0.0.1", port=0))
+    client = PredictClient(server.address)
+    yield client, paths
+    client.close()
+    server.stop()
+
+
+def _model(name: str) -> ZooModel:
+    return next(model for model in ZOO if model.name == name)
+
+
+@pytest.mark.parametrize("name", ["sparse_bags", "ragged_bags", "multi_signature_classify", "list_context"])
+def test_answers_over_grpc(served: tuple[PredictClient, dict[str, Path]], name: str) -> None:
+    """Sparse and ragged inputs, labels as strings, and a model that mixes candidates: 300 of them would be
+    cut into slices if it did not."""
+    client, paths = served
+    model = _model(name)
+    for rows in (1, 300):
+        features = model.request(rows, seed=300 + rows)
+        _assert_close(client.predict(name, features), model.reference(paths[name], features), model.tolerance)
+
+
+def test_a_sparse_feature_with_a_wild_index_is_refused(served: tuple[PredictClient, dict[str, Path]]) -> None:
+    client, _ = served
+    features = _model("sparse_bags").request(4, seed=1)
+    features["tags"] = features["tags"] + 100
+    with pytest.raises(grpc.RpcError) as refused:
+        client.predict("sparse_bags", features)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "'tags' has the index" in str(refused.value.details())
+
+
+def _assert_close(found: Features, expected: Features, tolerance: float) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        if value.dtype == object:
+            assert (found[name] == value).all(), name
+            continue
+        assert found[name].dtype == value.dtype, name
+        a, b = found[name].astype(np.float64), value.astype(np.float64)
+        error = (np.abs(a - b) / np.maximum(np.abs(b), 1.0)).max()
+        assert error <= tolerance, f"{name} at {len(value)} rows differs by {error:.2e}"
