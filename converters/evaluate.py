@@ -142,6 +142,7 @@ class Evaluator:
         self.growing: set[str] = set()
         self.here: list[np.ndarray] | None = None
         self.flat_here: dict[int, np.ndarray] = {}
+        self.frozen: set[int] = set()  # constants that variables were needed for
 
     def run(self, results: Sequence[str]) -> FlatGraph:
         with self.flat.graph.as_default():
@@ -632,8 +633,12 @@ class Evaluator:
         if only_here or self._grows(name, arrays):
             self.here = arrays
             return None
-        self._gone(name, node.op, "computed from variables ahead of time" if any(weights) else "a constant")
-        return [self._found(a, t.dtype, name, i) for i, (a, t) in enumerate(zip(arrays, found, strict=True))]
+        frozen = any(weights) or any(id(t) in self.frozen for t in inputs)
+        self._gone(name, node.op, "computed from variables ahead of time" if frozen else "a constant")
+        made = [self._found(a, t.dtype, name, i) for i, (a, t) in enumerate(zip(arrays, found, strict=True))]
+        if frozen:
+            self.frozen.update(map(id, made))
+        return made
 
     def _value(self, tensor: Any) -> np.ndarray | None:
         found = self.known.get(id(tensor))
