@@ -145,7 +145,7 @@ def make_plan(
     progress("asking TensorFlow whether candidates are scored on their own")
     some = max(requests, key=lambda r: min(count_candidates(r, signature), _ALONE))
     some = candidates(signature, some, 0, min(_ALONE, count_candidates(some, signature)))
-    mixing = mixes_candidates(predict, signature, some, tolerance)
+    mixing = mixes_candidates(predict, signature, some, max(tolerance, TOLERANCE))
     progress("cutting the graph at the lookups")
     layouts = tuple(
         _layout(model, signature, requests, rows, device_table_limit)

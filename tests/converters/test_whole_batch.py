@@ -117,7 +117,7 @@ def test_numbers_become_expressions() -> None:
     assert merged(*(4 * r for r in ROWS)).startswith("4 * n, 8)")
     assert merged(*(r + 1 for r in ROWS)).startswith("(n + 1), 8)")
     assert merged(*(2 * r - 3 for r in ROWS)).startswith("(2 * n - 3), 8)")
-    assert merged(*(3.0 / r for r in ROWS)).startswith("(3 / n), 8)")
+    assert merged(*(3.0 / r for r in ROWS)).startswith("(3.0 / n), 8)")
     assert merged(7, 7, 7).startswith("7, 8)")
     with pytest.raises(ConversionError, match="no multiple"):
         merged(*(r * r for r in ROWS))
