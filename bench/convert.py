@@ -119,8 +119,8 @@ def main() -> None:
             ),
             Figure(name="convert_4gib_table_s", value=seconds, unit="s"),
         ]
-    COVERAGE.write_text(coverage_page(models, onnx))
     write_results(RESULTS, "convert", "python -m bench.convert", figures, missing)
+    COVERAGE.write_text(coverage_page(models, onnx))
     for figure in figures:
         console.print(f"{figure.name:28} {figure.value:g} {figure.unit}", highlight=False)
 
