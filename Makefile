@@ -25,7 +25,7 @@ lint: $(STAMP) ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 proto: $(STAMP) ## Generate every *_pb2.py again
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. serving/wire/tensor.proto serving/wire/predict.proto converters/examples/messages.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. serving/wire/tensor.proto serving/wire/predict.proto serving/wire/example.proto converters/examples/messages.proto
 
 lock: ## Pin the newest versions that pyproject.toml admits
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock

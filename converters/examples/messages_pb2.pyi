@@ -1,39 +1,12 @@
+from serving.wire import example_pb2 as _example_pb2
 from serving.wire import predict_pb2 as _predict_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class BytesList(_message.Message):
-    __slots__ = ("value",)
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    value: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, value: _Optional[_Iterable[bytes]] = ...) -> None: ...
-
-class FloatList(_message.Message):
-    __slots__ = ("value",)
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    value: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, value: _Optional[_Iterable[float]] = ...) -> None: ...
-
-class Int64List(_message.Message):
-    __slots__ = ("value",)
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    value: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, value: _Optional[_Iterable[int]] = ...) -> None: ...
-
-class Feature(_message.Message):
-    __slots__ = ("bytes_list", "float_list", "int64_list")
-    BYTES_LIST_FIELD_NUMBER: _ClassVar[int]
-    FLOAT_LIST_FIELD_NUMBER: _ClassVar[int]
-    INT64_LIST_FIELD_NUMBER: _ClassVar[int]
-    bytes_list: BytesList
-    float_list: FloatList
-    int64_list: Int64List
-    def __init__(self, bytes_list: _Optional[_Union[BytesList, _Mapping]] = ..., float_list: _Optional[_Union[FloatList, _Mapping]] = ..., int64_list: _Optional[_Union[Int64List, _Mapping]] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("feature",)
@@ -42,11 +15,11 @@ class Features(_message.Message):
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: Feature
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Feature, _Mapping]] = ...) -> None: ...
+        value: _example_pb2.Feature
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_example_pb2.Feature, _Mapping]] = ...) -> None: ...
     FEATURE_FIELD_NUMBER: _ClassVar[int]
-    feature: _containers.MessageMap[str, Feature]
-    def __init__(self, feature: _Optional[_Mapping[str, Feature]] = ...) -> None: ...
+    feature: _containers.MessageMap[str, _example_pb2.Feature]
+    def __init__(self, feature: _Optional[_Mapping[str, _example_pb2.Feature]] = ...) -> None: ...
 
 class Example(_message.Message):
     __slots__ = ("features",)

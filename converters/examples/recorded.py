@@ -12,11 +12,12 @@ from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
 from converters.examples.fitting import check_names, fit
-from converters.examples.messages_pb2 import Example, Feature, PredictionLog
+from converters.examples.messages_pb2 import Example, PredictionLog
 from converters.examples.tfrecord import looks_like_records, read_records
 from jaxrank.manifest import Signature, TensorSpec
 from serving.errors import InvalidRequestError
 from serving.wire import codec
+from serving.wire.example_pb2 import Feature
 
 Request = dict[str, np.ndarray]
 

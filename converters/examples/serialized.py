@@ -6,8 +6,9 @@ import numpy as np
 
 from converters.errors import ConversionError
 from converters.examples.domains import ExampleDomain, FeatureDomain, ParsedFeature
-from converters.examples.messages_pb2 import Example, Feature
+from converters.examples.messages_pb2 import Example
 from converters.examples.values import MAX_VALUES, draw_values, with_empty
+from serving.wire.example_pb2 import Feature
 
 _MISSING = 0.125
 

@@ -19,7 +19,7 @@ from converters.examples import read_examples
 from converters.examples.messages_pb2 import DESCRIPTOR, PredictionLog
 from converters.examples.tfrecord import crc32c, masked_crc, read_records
 from jaxrank.manifest import Part, Scope, Signature, TensorSpec
-from serving.wire import codec
+from serving.wire import codec, example_pb2
 
 
 def _spec(
@@ -420,9 +420,12 @@ def _with_serving_api(packages: Path, code: str, *arguments: object) -> str:
 
 def test_field_numbers_are_the_official_ones(client_packages: Path) -> None:
     official = json.loads(_with_serving_api(client_packages, _FIELDS))
+    shared = ("Feature", "BytesList", "FloatList", "Int64List")
+    messages = {**DESCRIPTOR.message_types_by_name}
+    messages |= {name: example_pb2.DESCRIPTOR.message_types_by_name[name] for name in shared}
     ours = {
         name: {f.name: [f.number, f.is_repeated] for f in message.fields}
-        for name, message in DESCRIPTOR.message_types_by_name.items()
+        for name, message in messages.items()
     }
     assert ours == official
 
