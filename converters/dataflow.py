@@ -10,6 +10,8 @@ from tensorflow.python.framework import op_def_registry
 from converters.control_flow import functionalize
 from converters.errors import ConversionError
 
+VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
+TABLES = {"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2", "AnonymousHashTable"}
 # Ops that do nothing at run time of a served model.
 PASS_THROUGH = {
     "Identity",
@@ -123,17 +125,6 @@ def function_body(function: Any, functions: Mapping[str, Any]) -> Body:
         nodes[node.name] = copy
     results = [flat(function.ret[o.name]) for o in function.signature.output_arg]
     return Body(functionalize(nodes), results, [a.name for a in function.signature.input_arg])
-
-
-def arguments_of(body: Body, roots: Sequence[str]) -> set[int]:
-    """Which arguments of a function the roots depend on."""
-    env = {name: {0: None} for name in body.arguments}
-    position = {name: i for i, name in enumerate(body.arguments)}
-    found = {position[r.split(":")[0]] for r in roots if r.split(":")[0] in position}
-    for node in data_flow_order(body.nodes, roots, env):
-        names = (t.split(":")[0] for t in node.input)
-        found.update(position[n] for n in names if n in position)
-    return found
 
 
 def argument_itself(body: Body, text: str) -> int | None:

@@ -48,7 +48,7 @@ def find(flat: FlatGraph, inputs: Sequence[SourceTensor], tables: Tables) -> lis
     for tensor in inputs:
         if tensor.part not in ("rows", "sparse_values", "flat_values"):
             continue
-        value = flat.graph.get_tensor_by_name(f"{tensor.name.replace(':', '_')}:0")
+        value = flat.graph.get_tensor_by_name(f"{tensor.placeholder}:0")
         parser = next((op for op in value.consumers() if op.type in _PARSERS), None)
         name = tensor.feature or tensor.name
         if parser is not None:
@@ -56,7 +56,7 @@ def find(flat: FlatGraph, inputs: Sequence[SourceTensor], tables: Tables) -> lis
         else:
             found.append(_domain(name, value, flat, tables))
     variable = {
-        t.feature: flat.graph.get_tensor_by_name(f"{t.name.replace(':', '_')}:0")
+        t.feature: flat.graph.get_tensor_by_name(f"{t.placeholder}:0")
         for t in inputs
         if t.part in ("sparse_values", "flat_values")
     }

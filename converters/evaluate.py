@@ -17,9 +17,10 @@ from tensorflow.python.framework import op_def_registry
 from converters.control_flow import functionalize
 from converters.dataflow import (
     PASS_THROUGH,
+    TABLES,
+    VARIABLES,
     Body,
     argument_itself,
-    arguments_of,
     data_flow_order,
     function_body,
     read,
@@ -42,8 +43,6 @@ from converters.tf_ops import (
 )
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall", "LegacyCall"}
-_VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
-_TABLES = {"HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2", "AnonymousHashTable"}
 _WEIGHT_BYTES = 1 << 16
 """Constants of this size or more are kept as weights, not as nodes of the graph."""
 _LIVE_BYTES = 64 << 20
@@ -254,7 +253,7 @@ class Evaluator:
             return self._while(
                 lambda values: self._call(condition, values, f"{name}/cond/")[0],
                 lambda values, wanted: self._call(loop, values, f"{name}/", wanted),
-                self._loop_liveness(self.body(condition), self.body(loop)),
+                _unchanging(self.body(loop)),
                 inputs,
                 name,
             )
@@ -267,12 +266,12 @@ class Evaluator:
         if special is not None:
             return special(self, node, inputs, name)
         handles = [self.materialize(v) if isinstance(v, Handle) else v for v in inputs]
-        if node.op in _VARIABLES:
+        if node.op in VARIABLES:
             handle = Handle("variable", self.sources.get(node.name, node.name))
             return [handle if node.op == "VarHandleOp" else self.materialize(handle)]
         if node.op == "Placeholder" and node.name in self.weights:
             return [self.materialize(Handle("weight", node.name))]
-        if node.op in _TABLES or (node.op == "Placeholder" and node.name in self.table_of):
+        if node.op in TABLES or (node.op == "Placeholder" and node.name in self.table_of):
             return [Handle("table", str(self.table_of.get(node.name, node.name)))]
         return self.op(node, handles, name)
 
@@ -321,37 +320,17 @@ class Evaluator:
         self._gone(name, node.op, "all branches are computed and the index chooses")
         return found
 
-    def _loop_liveness(self, condition: Body, loop: Body) -> Callable[[set[int]], tuple[set[int], set[int]]]:
-        """For a loop of two functions: which variables it never changes, and which are needed for the results
-        that somebody reads."""
-        needed_by = [arguments_of(loop, [r]) for r in loop.results]
-        never = {i for i, r in enumerate(loop.results) if argument_itself(loop, r) == i}
-        tested = arguments_of(condition, condition.results)
-
-        def live(read: set[int]) -> tuple[set[int], set[int]]:
-            found, pending = set(), list(read | tested)
-            while pending:
-                i = pending.pop()
-                if i not in found:
-                    found.add(i)
-                    pending.extend(needed_by[i])
-            return never, found
-
-        return live
-
     def _while(
         self,
         condition: Callable[[list[Any]], Any],
         loop: Callable[[list[Any], Sequence[int]], list[Any]],
-        live: Callable[[set[int]], tuple[set[int], set[int]]],
+        never: set[int],
         inputs: list[Any],
         name: str,
     ) -> list[Any]:
-        """A loop. `live` gives, for the variables that somebody reads, those that never change and those
-        that are needed."""
-        never, needed = live(set(range(len(inputs))))
+        """A loop. `never` are the variables that no trip changes: its parts read them from outside."""
         fixed = {i for i, v in enumerate(inputs) if i in never or not isinstance(v, tf.Tensor)}
-        varying = [i for i in range(len(inputs)) if i in needed and i not in fixed]
+        varying = [i for i in range(len(inputs)) if i not in fixed]
 
         def values(current: Sequence[Any]) -> list[Any]:
             found = list(inputs)
@@ -403,29 +382,7 @@ class Evaluator:
             return self._frame(switched, inner, [frame.next[i] for i in wanted], prefix)
 
         never = {i for i, n in enumerate(frame.next) if n.split(":")[0] == frame.switches[i]}
-        position = {name: i for i, name in enumerate(frame.merges)}
-        position.update((name, i) for i, name in enumerate(frame.switches))
-
-        def needed_by(root: str) -> set[int]:
-            known = {n: {0: None, 1: None} for n in (*frame.merges, *frame.switches, *frame.constants)}
-            nodes = [body.nodes[root.split(":")[0]]] if root.split(":")[0] not in known else []
-            names = (
-                [root, *(t for n in data_flow_order(body.nodes, [root], known) for t in n.input)]
-                if nodes
-                else [root]
-            )
-            return {position[t.split(":")[0]] for t in names if t.split(":")[0] in position}
-
-        def live(read: set[int]) -> tuple[set[int], set[int]]:
-            found, pending = set(), [*read, *needed_by(frame.condition)]
-            while pending:
-                i = pending.pop()
-                if i not in found:
-                    found.add(i)
-                    pending.extend(needed_by(frame.next[i]))
-            return never, found
-
-        return self._while(condition, loop, live, inputs[: len(frame.merges)], prefix + node.name)
+        return self._while(condition, loop, never, inputs[: len(frame.merges)], prefix + node.name)
 
     def materialize(self, handle: Handle) -> Any:
         """The placeholder (or constant) that stands for a variable or table in the new graph."""
@@ -722,3 +679,8 @@ class Evaluator:
         if node.op == "Cast" and node.attr["SrcT"].type == node.attr["DstT"].type:
             return inputs[0]
         return None
+
+
+def _unchanging(loop: Body) -> set[int]:
+    """Positions of a loop's variables that its body hands on as they are."""
+    return {i for i, result in enumerate(loop.results) if argument_itself(loop, result) == i}

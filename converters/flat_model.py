@@ -27,7 +27,6 @@ class FlatModel:
     def __init__(self, source: SourceModel, lowerings: Lowerings | None = None):
         self.source = source
         self.lowerings = lowerings or {}
-        self.input_tensors = {t.name: t.tensor_name for t in source.inputs}
 
     def with_open_rows(self) -> FlatGraph:
         """The graph for any number of rows."""
@@ -52,7 +51,7 @@ class FlatModel:
             [t.tensor_name for t in source.outputs],
             {t.tensor_name: (tf.as_dtype(t.dtype), _shape(t, rows)) for t in source.inputs},
             source.weights,
-            inputs_names={t.tensor_name: t.name for t in source.inputs},
+            inputs_names={t.tensor_name: t.placeholder for t in source.inputs},
             contents=source.tables,
             lowerings={} if options.get("live") else self.lowerings,
             **options,
@@ -61,7 +60,7 @@ class FlatModel:
     @cached_property
     def live(self) -> "LiveGraph":
         """TensorFlow's own graph, flat, with open rows."""
-        return LiveGraph(self._evaluate(None, weights_as_constants=True, live=True), self.input_tensors)
+        return LiveGraph(self._evaluate(None, weights_as_constants=True, live=True), self.source.inputs)
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """TensorFlow's outputs: of the model as exported, or, for tables that do not fit into memory, of the
@@ -75,11 +74,9 @@ class FlatModel:
 class LiveGraph:
     """A flat graph in a session: TensorFlow's value of any tensor of the source graph, by source name."""
 
-    def __init__(self, flat: FlatGraph, input_tensors: Mapping[str, str]):
+    def __init__(self, flat: FlatGraph, inputs: Sequence[SourceTensor]):
         self.flat = flat
-        self._feeds = {
-            name: flat.graph.get_tensor_by_name(f"{_placeholder(name)}:0") for name in input_tensors
-        }
+        self._feeds = {t.name: flat.graph.get_tensor_by_name(f"{t.placeholder}:0") for t in inputs}
         self._session = tf.compat.v1.Session(graph=flat.graph)
         self._session.run(flat.initializers)
 
@@ -91,10 +88,6 @@ class LiveGraph:
             return [np.asarray(v) for v in self._session.run(tensors, feeds)]
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise refused(error) from error
-
-
-def _placeholder(name: str) -> str:
-    return name.replace(":", "_")
 
 
 def _shape(tensor: SourceTensor, rows: int | None) -> list[int | None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from converters.lifting.graph import Graph, captures
+from converters.lifting.graph import Graph, captures, reading_order
 from converters.names import identifier
 from converters.scope_names import Scope
 
@@ -200,23 +200,11 @@ def _leaving(block: Block, graph: Graph, readers: dict[str, int]) -> list[str]:
 def _sort(block: Block, graph: Graph) -> None:
     """Each item right before the first that needs it, operands from left to right."""
     producer = {name: item for item in block.items for name in results(item)}
-    ordered: list[Item] = []
-    done: set[int] = set()
-    for output in block.outputs:
-        stack = [(output, False)]
-        while stack:
-            value, ready = stack.pop()
-            item = producer.get(value)
-            if item is None or id(item) in done:
-                continue
-            if ready:
-                done.add(id(item))
-                ordered.append(item)
-                continue
-            stack.append((value, True))
-            needed = item.inputs if isinstance(item, Block) else operands(item, graph)
-            stack.extend((name, False) for name in reversed(needed))
-    block.items = ordered
+
+    def needed(item: Item) -> Sequence[str]:
+        return item.inputs if isinstance(item, Block) else operands(item, graph)
+
+    block.items = reading_order(block.outputs, producer.get, needed)
 
 
 def _name_ports(root: Block, graph: Graph) -> None:

@@ -86,12 +86,12 @@ class HostProgramWriter:
         self.host = {op.name for op in frontier.host}
         self._operators: dict[str, HostOperator] = {}
         self._names = UniqueNames()
-        self._by_tensor = {_placeholder(t): self._names.take(t.name) for t in inputs}
+        self._by_tensor = {f"{t.placeholder}:0": self._names.take(t.name) for t in inputs}
         self._raw = {name: {name} for name in self._by_tensor.values()}
         self._table_names: dict[str, str] = {}
         self._done: set[str] = set()
-        self._rows = {self._by_tensor[_placeholder(t)] for t in inputs if t.part == "rows"}
-        self._declared = {self._by_tensor[_placeholder(t)]: t.shape[0] for t in inputs if t.shape}
+        self._rows = {self._by_tensor[f"{t.placeholder}:0"] for t in inputs if t.part == "rows"}
+        self._declared = {self._by_tensor[f"{t.placeholder}:0"]: t.shape[0] for t in inputs if t.shape}
         self._clones: dict[str, str] = {}
         self._cloning = False
         self.lookups: dict[str, Lookup] = {}
@@ -450,11 +450,6 @@ class HostProgramWriter:
             )
             ends[scope] += int(np.prod(row, dtype=np.int64))
         return tuple(columns)
-
-
-def _placeholder(tensor: SourceTensor) -> str:
-    """Name of an input's tensor in the flat graph."""
-    return f"{tensor.name.replace(':', '_')}:0"
 
 
 def column_shape(tensor: Any, scope: Scope, flat: FlatGraph, rows: int = 1) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 from converters.checkpoint import Checkpoint
+from converters.dataflow import VARIABLES
 from converters.errors import ConversionError, Unsupported, UnsupportedOpsError
 from converters.source import SourceModel, SourceTensor, TableContents, Weight, choose, refused, said
 from jaxrank.manifest import Part
@@ -33,8 +34,6 @@ _TABLE_INITIALIZERS = {
     "LookupTableImport",
     "LookupTableImportV2",
 }
-_TABLES = {"HashTable", "HashTableV2", "AnonymousHashTable", "MutableHashTableV2", "MutableHashTable"}
-_VARIABLES = {"VariableV2", "Variable", "VarHandleOp"}
 _OPEN = (None,)
 """The shape of an output whose rank TensorFlow does not know before the graph is folded: what comes out of a
 lookup table or a TF1 loop."""
@@ -86,6 +85,7 @@ class _Graph:
     restore: Callable[[Any, Any], None] = lambda session, graph: None
     initialize: Callable[[Any, Any], None] = lambda session, graph: None
     _sessions: dict[bool, Any] = field(default_factory=dict)
+    _tables: dict[str, TableContents] = field(default_factory=dict)
 
     def session(self, *, variables: bool) -> Any:
         """A session with its lookup tables filled and, where asked for, its variables restored."""
@@ -109,23 +109,22 @@ class _Graph:
             raise refused(error) from error
 
     def table(self, node_name: str) -> TableContents:
+        if node_name not in self._tables:
+            self._tables[node_name] = self._read_table(node_name)
+        return self._tables[node_name]
+
+    def _read_table(self, node_name: str) -> TableContents:
         session = self.session(variables=any(n.op.startswith("Mutable") for n in self.graph_def.node))
         graph = session.graph
         operation = graph.get_operation_by_name(node_name)
-        key = "lookup_table_export/" + node_name
         with graph.as_default():
-            try:
-                export = [graph.get_tensor_by_name(f"{key}:{i}") for i in range(2)]
-            except KeyError:
-                made = tf.raw_ops.LookupTableExportV2(
-                    table_handle=_resource(operation),
-                    Tkeys=operation.get_attr("key_dtype"),
-                    Tvalues=operation.get_attr("value_dtype"),
-                    name=key,
-                )
-                export = [made.keys, made.values]
+            made = tf.raw_ops.LookupTableExportV2(
+                table_handle=_resource(operation),
+                Tkeys=operation.get_attr("key_dtype"),
+                Tvalues=operation.get_attr("value_dtype"),
+            )
         try:
-            keys, values = session.run(export)
+            keys, values = session.run([made.keys, made.values])
         except tf.errors.OpError as error:
             raise ConversionError(f"the lookup table {node_name} has no entries: {said(error)}") from error
         return TableContents(np.asarray(keys), np.asarray(values))
@@ -199,7 +198,7 @@ def _frozen_graph(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> 
         _parse(path, graph_def)
     else:
         _parse_text(path, graph_def)
-    variables = [n.name for n in graph_def.node if n.op in _VARIABLES]
+    variables = [n.name for n in graph_def.node if n.op in VARIABLES]
     if variables:
         raise ConversionError(
             f"{path} is not frozen: it has {len(variables)} variables ({', '.join(variables[:3])}, ...) "
@@ -321,7 +320,7 @@ def _weights(meta: Any, checkpoint: Checkpoint | None) -> dict[str, Weight]:
     """
     if checkpoint is None:
         return {}
-    variables = [n for n in meta.graph_def.node if n.op in _VARIABLES]
+    variables = [n for n in meta.graph_def.node if n.op in VARIABLES]
     nodes = {n.name: n.attr["shared_name"].s.decode() or n.name for n in variables}
     found = _restored_by_graph(meta.graph_def)
     keys = checkpoint.object_keys()

@@ -204,7 +204,8 @@ def _layout(
         repeated = tuple(t.name for t in signature.inputs if t.scope == "request" and t.shape[:1] == (None,))
     flat = model.at_rows(rows, lambda flat, count: _observed(model, flat, signature, requests, count))
     scopes_of: dict[str, Scope] = {
-        t.name.replace(":", "_"): "candidate" if t.name in repeated else t.scope for t in signature.inputs
+        tensor.placeholder: "candidate" if spec.name in repeated else spec.scope
+        for tensor, spec in zip(source.inputs, signature.inputs, strict=True)
     }
     frontier = cut(flat, scopes_of, device_table_limit, per_row_is_candidate=rows > 1)
     writer = HostProgramWriter(flat, frontier, source.inputs, rows, repeated)

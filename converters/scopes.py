@@ -65,7 +65,7 @@ def tiled_inputs(model: FlatModel) -> dict[str, str]:
     """Inputs with open rows that the graph repeats for every row of other inputs, each with the op that
     does: such a model takes them with one row only."""
     flat = model.with_open_rows()
-    inputs = {t.name.replace(":", "_"): t for t in model.source.inputs}
+    inputs = {t.placeholder: t for t in model.source.inputs}
 
     def above(tensor: Any) -> set[str]:
         return {op.name for op in ancestors([tensor]) if op.name in inputs}

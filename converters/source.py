@@ -33,6 +33,11 @@ class SourceTensor:
     part: Part = "rows"
     feature: str = ""
 
+    @property
+    def placeholder(self) -> str:
+        """Name of the op that stands for an input in a flat graph."""
+        return self.name.replace(":", "_")
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -2,8 +2,8 @@
 arrays, shapes at one row."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -12,6 +12,8 @@ from onnx import numpy_helper
 from converters.onnx_graph import TensorType, operands, prepare
 
 OWN_DOMAIN = "jaxrank"
+
+T = TypeVar("T")
 
 
 class Graph:
@@ -149,23 +151,11 @@ class Graph:
     def tidy(self) -> None:
         """Sorts nodes the way a person writes them: each value right before its first use, operands from
         left to right."""
-        ordered: list[Any] = []
-        done: set[int] = set()
-        for output in self.outputs:
-            stack = [(output, False)]
-            while stack:
-                value, ready = stack.pop()
-                node = self.producer(value)
-                if node is None or id(node) in done:
-                    continue
-                if ready:
-                    done.add(id(node))
-                    ordered.append(node)
-                    continue
-                stack.append((value, True))
-                needed = [*node.input, *sorted(captures(node))]
-                stack.extend((name, False) for name in reversed(needed) if name)
-        self.nodes = ordered
+
+        def needed(node: Any) -> list[str]:
+            return [name for name in (*node.input, *sorted(captures(node))) if name]
+
+        self.nodes = reading_order(self.outputs, self.producer, needed)
         self._index()
 
     def to_model(self) -> onnx.ModelProto:
@@ -220,3 +210,25 @@ def captures(node: Any) -> set[str]:
 
 def _captured(nodes: Sequence[Any], value: str) -> bool:
     return any(value in captures(node) for node in nodes)
+
+
+def reading_order(
+    outputs: Iterable[str], producer: Callable[[str], T | None], needed: Callable[[T], Sequence[str]]
+) -> list[T]:
+    """What the outputs need, each right before the first that needs it, operands from left to right."""
+    ordered: list[T] = []
+    done: set[int] = set()
+    for output in outputs:
+        stack = [(output, False)]
+        while stack:
+            value, ready = stack.pop()
+            item = producer(value)
+            if item is None or id(item) in done:
+                continue
+            if ready:
+                done.add(id(item))
+                ordered.append(item)
+                continue
+            stack.append((value, True))
+            stack.extend((name, False) for name in reversed(needed(item)))
+    return ordered
