@@ -18,7 +18,8 @@ test: $(STAMP) ## Every check: formatting, lint, types, tests
 
 bench: $(STAMP) ## Measure again what bench/results/ holds
 	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
-	$(BIN)/python -m bench.convert
+	$(BIN)/python -m bench convert
+	$(BIN)/python -m bench dense
 
 lint: $(STAMP) ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .
@@ -30,7 +31,7 @@ proto: $(STAMP) ## Generate every *_pb2.py again
 lock: ## Pin the newest versions that pyproject.toml admits
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet '.[dev]'
-	.cache/lock/bin/pip freeze --exclude jaxrank | grep -v '@' > requirements.lock
+	.cache/lock/bin/pip freeze --all --exclude jaxrank --exclude pip | grep -v '@' > requirements.lock
 
 clean: ## Remove everything that make built, keep downloads
 	rm -rf $(VENV) build demo

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class Converted:
     why: str = ""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--models", default="", help="only zoo models whose name has this text; writes nothing"
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--skip-table", action="store_true", help="leave the 4 GiB table out")
     parser.add_argument("--table-step", choices=("save", "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.table_step == "save":
         save_large_model(arguments.directory / "saved_model")
         return

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("jaxrank", "tensorflow", "jax", "iree-base-runtime", "grpcio", "numpy")
+_PACKAGES = (
+    "jaxrank",
+    "tensorflow",
+    "jax",
+    "iree-base-runtime",
+    "onnxruntime",
+    "openvino",
+    "tf2onnx",
+    "grpcio",
+    "numpy",
+)
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +49,9 @@ def write_results(
     document = {
         "suite": suite,
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "figures": list(figures),
         "not_measured": list(not_measured),
@@ -57,6 +62,16 @@ def write_results(
     work.rename(path)
 
 
+def machine() -> dict[str, str | int | None]:
+    """What the figures were taken on."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -64,7 +79,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The state of the sources: the tag or commit, and whether files differ from it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
     )

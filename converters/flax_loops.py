@@ -5,6 +5,7 @@ Statements are text with placeholders, `_v3_` for a value and `self._m5_` for a 
 be compared, and named later.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from converters.scope_names import base_name
 
 VALUE = re.compile(r"\b_v(\d+)_\b")
 MEMBER = re.compile(r"\bself\._m(\d+)_")
+OUTSIDE = "_outside_"
+"""Stands in a loop's body for the loop's start where every iteration reads that itself, not what is
+carried."""
 _LONGEST_ITERATION = 6
 SHORT = 44
 """Characters of an operand that may stand inside an arithmetic expression, placeholders as written."""
@@ -41,14 +45,13 @@ class Statement:
 @dataclass
 class Loop:
     """`carry = start`, then for each element of `lists` (members side by side) the body, whose last statement
-    makes the next `carry`. `body` is the first iteration. `constant_places` are, by `id` of a statement, the
-    places among its values where every iteration reads `start` itself."""
+    makes the next `carry`. `body` is the first iteration, with `OUTSIDE` where every iteration reads `start`
+    itself."""
 
     lists: list[list[int]]
     body: list[Statement]
     start: int
     carried: list[int]
-    constant_places: dict[int, tuple[int, ...]]
 
 
 @dataclass
@@ -180,21 +183,18 @@ def _as_step(
     if ({o for row in outs for o in row} - {outs[-1][-1]}) & lasting:
         return None
     lists = [list(column) for column in zip(*used, strict=True)]
-    return Loop(
-        lists, iterations[0], start, [row[-1] for row in outs], _elsewhere(iterations[0], start, places)
-    )
+    return Loop(lists, _body(iterations[0], start, places), start, [row[-1] for row in outs])
 
 
-def _elsewhere(body: list[Statement], start: int, carried: set[int]) -> dict[int, tuple[int, ...]]:
-    found: dict[int, tuple[int, ...]] = {}
-    place = 0
-    for statement in body:
-        values = [int(v) for v in VALUE.findall(statement.text)]
-        at = tuple(i for i, v in enumerate(values) if v == start and place + i not in carried)
-        if at:
-            found[id(statement)] = at
-        place += len(values)
-    return found
+def _body(iteration: list[Statement], start: int, carried: set[int]) -> list[Statement]:
+    """The first iteration, with `OUTSIDE` for the start except at the places where it is carried."""
+    places = itertools.count()
+
+    def mark(match: re.Match[str]) -> str:
+        constant = next(places) not in carried and int(match.group(1)) == start
+        return OUTSIDE if constant else match.group(0)
+
+    return [replace(s, text=VALUE.sub(mark, s.text)) for s in iteration]
 
 
 def _carry(iterations: list[list[Statement]]) -> tuple[int | None, set[int]] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from converters.flax_body import Body, Member
 from converters.flax_loops import (
     MEMBER,
+    OUTSIDE,
     VALUE,
     Comprehension,
     Loop,
@@ -159,8 +160,7 @@ class _Renderer:
         read it."""
         lines = []
         for statement in loop.body:
-            text = _mark(statement.text, loop.start, loop.constant_places.get(id(statement), ()))
-            rendered = self._text(text, variables).replace("_outside_", outside)
+            rendered = self._text(statement.text, variables).replace(OUTSIDE, outside)
             out = statement.outs[0]
             if out not in self.names:
                 self.names[out] = self.locals.take(base_name(statement.hint))
@@ -171,7 +171,7 @@ class _Renderer:
         """Whether nothing but the loop's first step reads the start."""
         mentions = sum(len(re.findall(rf"\b_v{loop.start}_\b", t)) for t in self.texts)
         inside = sum(len(re.findall(rf"\b_v{loop.start}_\b", s.text)) for s in loop.body)
-        return mentions == inside and not loop.constant_places
+        return mentions == inside and not any(OUTSIDE in s.text for s in loop.body)
 
     def _carried_hint(self, loop: Loop) -> str:
         hint = base_name(loop.body[-1].hint)
@@ -235,18 +235,6 @@ def _closing(text: str, opening: int) -> int:
         if depth == 0:
             return i
     raise ValueError(f"unbalanced parentheses in {text!r}")
-
-
-def _mark(text: str, value: int, places: Sequence[int]) -> str:
-    """The text with `_outside_` for the value at the given places, counted among all values of the text."""
-    count = -1
-
-    def replace(match: re.Match[str]) -> str:
-        nonlocal count
-        count += 1
-        return "_outside_" if count in places and int(match.group(1)) == value else match.group(0)
-
-    return VALUE.sub(replace, text)
 
 
 def _list_name(hint: str) -> str:

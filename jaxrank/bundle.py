@@ -1,6 +1,7 @@
 """A bundle is the directory that is one model version. This file writes one atomically and opens one only if
 every byte is as it was written."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -27,6 +28,11 @@ WEIGHTS = "weights.irpa"
 WEIGHTS_SCOPE = "model"
 """Name under which modules look their weights up in the archive."""
 EXAMPLES = "warmup/examples.npz"
+PRECISION_EXAMPLES = "warmup/precision.npz"
+"""Requests, scores and labels that bounds on lower precision were held to, where they are not the
+certificate's."""
+PRECISION_JSON, PRECISION_PLOT = "precision.json", "precision.svg"
+"""What a search for precision measured."""
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -112,16 +118,30 @@ def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Pa
         yield work
         work.chmod(0o755)
         if destination.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-            os.rename(destination, old / destination.name)
-            os.rename(work, destination)
-            shutil.rmtree(old)
+            _exchange(work, destination)
         else:
             os.rename(work, destination)
     except OSError as error:
         raise DestinationError(f"writing {destination} failed: {error}; nothing was written") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(work: Path, destination: Path) -> None:
+    """Swaps two directories, on Linux in one step: a kill leaves one of them whole in either place."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2 and not renameat2(here, os.fsencode(work), here, os.fsencode(destination), exchange):
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+    os.rename(destination, old / destination.name)
+    try:
+        os.rename(work, destination)
+    except OSError:
+        os.rename(old / destination.name, destination)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -139,7 +159,7 @@ def _referenced(manifest: Manifest) -> set[str]:
     names = {
         HOST_PROGRAM,
         *(t.file for t in manifest.tables),
-        *(t.module for t in manifest.targets if t.module),
+        *(module for t in manifest.targets for module in t.modules),
     }
     for vocabulary in manifest.vocabularies:
         parts = ["keys", "values"]
@@ -152,7 +172,7 @@ def _referenced(manifest: Manifest) -> set[str]:
 def _decode(path: Path, kind: type[T], schema_version: int) -> T:
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{path} does not exist; is {path.parent} a bundle written by `jaxrank convert`?"
         ) from error
@@ -160,10 +180,15 @@ def _decode(path: Path, kind: type[T], schema_version: int) -> T:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
     except msgspec.DecodeError as error:
         raise BundleError(f"{path} is not a {kind.__name__}: {error}") from error
-    if version != schema_version:
+    versions = f"it has schema version {version}, this one reads {schema_version}"
+    if version > schema_version:
         raise BundleError(
-            f"{path} has schema version {version}, this jaxrank reads {schema_version}; "
-            "install the jaxrank that wrote it or convert the model again"
+            f"{path} is from a newer jaxrank: {versions}; install the jaxrank that wrote it, or convert the "
+            "model and compile it again with this one"
+        )
+    if version < schema_version:
+        raise BundleError(
+            f"{path} is from an older jaxrank: {versions}; convert the model and compile it again"
         )
     try:
         return msgspec.json.decode(data, type=kind)

@@ -2,7 +2,7 @@
 changed."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ class Example:
 
     features: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What happened, bool with the shape of the output that predicts it, where that was recorded."""
 
     @property
     def rows(self) -> int:
@@ -46,8 +48,13 @@ def certify(
     found: Sequence[Mapping[str, np.ndarray]],
     tolerance: float = TOLERANCE,
     constants: Container[str] = (),
+    *,
+    bound: float | None = None,
 ) -> Certificate:
     """Compares found outputs with the recorded ones, request by request.
+
+    `bound`, infinite for one that another rule replaces, is the largest error where it is not the
+    tolerance; it does not let a NaN or an infinity pass that TensorFlow does not give.
 
     Raises `CertificateError` naming the first output beyond the tolerance; a NaN is beyond every tolerance
     unless TensorFlow gives one in the same place. Examples on which TensorFlow's output never changes are
@@ -70,11 +77,12 @@ def certify(
         pairs = [_as_numbers(e, a) for e, a in pairs]
         errors.append(max(_scaled_error(e, a) for e, a in pairs))
         results.append(_output_certificate(name, rows, pairs, tolerance))
+    largest = tolerance if bound is None else bound
     for result, error in zip(results, errors, strict=True):
-        if not error <= tolerance:
+        if not error <= largest or not np.isfinite(error):
             raise CertificateError(
                 f"{stage}: output {result.output!r} differs from TensorFlow's by {error:.2e} on "
-                f"{result.rows} candidates; the tolerance is {tolerance:.0e}{_hint(result.rows, error)}"
+                f"{result.rows} candidates; the tolerance is {largest:.0e}{_hint(result.rows, error)}"
             )
     return Certificate(stage=stage, tolerance=tolerance, requests=len(examples), outputs=tuple(results))
 
@@ -130,30 +138,31 @@ def _all_equal(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def save_examples(bundle: Path, examples: Sequence[Example]) -> None:
-    """Writes examples to `warmup/examples.npz`. An array's name says its request, kind and form: `v` for
-    values, `b` and `l` for the joined bytes and the lengths of strings."""
+def save_examples(bundle: Path, examples: Sequence[Example], name: str = files.EXAMPLES) -> None:
+    """Writes examples to `warmup/examples.npz`, or another file of the bundle. An array's name says its
+    request, kind and form: `v` for values, `b` and `l` for the joined bytes and the lengths of strings."""
     arrays: dict[str, np.ndarray] = {"count": np.array(len(examples))}
     for i, example in enumerate(examples):
-        for kind, values in (("in", example.features), ("out", example.outputs)):
-            for name, value in values.items():
+        parts = (("in", example.features), ("out", example.outputs), ("label", example.labels))
+        for kind, values in parts:
+            for key, value in values.items():
                 if value.dtype == object:
                     flat = value.ravel().tolist()
-                    arrays[f"{i}/{kind}/b/{name}"] = np.frombuffer(b"".join(flat), np.uint8)
+                    arrays[f"{i}/{kind}/b/{key}"] = np.frombuffer(b"".join(flat), np.uint8)
                     lengths = np.array([len(v) for v in flat], np.int64)
-                    arrays[f"{i}/{kind}/l/{name}"] = lengths.reshape(value.shape)
+                    arrays[f"{i}/{kind}/l/{key}"] = lengths.reshape(value.shape)
                 else:
-                    arrays[f"{i}/{kind}/v/{name}"] = value
-    path = bundle / files.EXAMPLES
+                    arrays[f"{i}/{kind}/v/{key}"] = value
+    path = bundle / name
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load_examples(bundle: Path) -> list[Example]:
+def load_examples(bundle: Path, file: str = files.EXAMPLES) -> list[Example]:
     """Reads what `save_examples` wrote."""
-    with np.load(bundle / files.EXAMPLES, allow_pickle=False) as stored:
+    with np.load(bundle / file, allow_pickle=False) as stored:
         parts: list[dict[str, dict[str, np.ndarray]]] = [
-            {"in": {}, "out": {}} for _ in range(int(stored["count"]))
+            {"in": {}, "out": {}, "label": {}} for _ in range(int(stored["count"]))
         ]
         for key in stored.files:
             if key == "count":
@@ -165,7 +174,7 @@ def load_examples(bundle: Path) -> list[Example]:
             if form == "b":
                 value = _split_bytes(value.tobytes(), stored[f"{index}/{kind}/l/{name}"])
             parts[int(index)][kind][name] = value
-    return [Example(features=p["in"], outputs=p["out"]) for p in parts]
+    return [Example(features=p["in"], outputs=p["out"], labels=p["label"]) for p in parts]
 
 
 def _split_bytes(text: bytes, lengths: np.ndarray) -> np.ndarray:

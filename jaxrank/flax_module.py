@@ -71,6 +71,7 @@ def rows_function(bundle: Path) -> Callable[[Any, Any], tuple[Any, ...]]:
     manifest, program = files.read_manifest(bundle), files.read_host_program(bundle)
     source = load_source(bundle)
     ranker = load_flax(bundle)
+    _name_scopes(ranker)
     names = dense_outputs(manifest, program)
 
     def rows(request_block: Any, candidate_block: Any) -> tuple[Any, ...]:
@@ -90,6 +91,23 @@ def rows_function(bundle: Path) -> Callable[[Any, Any], tuple[Any, ...]]:
         return tuple(scores[name] for name in names)
 
     return rows if manifest.row_wise else all_at_once
+
+
+def _name_scopes(ranker: nnx.Module) -> None:
+    """Makes every submodule trace its call under its path ("@experts.0.hidden"), so that the compiler
+    knows which module an equation belongs to. `nnx` names no scopes by itself, and a call is looked up on
+    the class: each instance gets a subclass of its own."""
+    for path, module in nnx.iter_modules(ranker):
+        kind = type(module)
+        if path and callable(module):
+            scope = "@" + ".".join(map(str, path))
+
+            def call(self: Any, *args: Any, _kind: Any = kind, _scope: str = scope, **kwargs: Any) -> Any:
+                with jax.named_scope(_scope):
+                    return _kind.__call__(self, *args, **kwargs)
+
+            metaclass: Any = type(kind)
+            module.__class__ = metaclass(kind.__name__, (kind,), {"__call__": call})
 
 
 def dense_outputs(manifest: Manifest, program: HostProgram) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DEFAULT_MAX_CANDIDATES = 5000
 
 Scope = Literal["request", "candidate"]
@@ -131,24 +131,111 @@ class StateTensor(msgspec.Struct, frozen=True, kw_only=True):
 
     shape: tuple[int, ...]
     dtype: str
+    name: str = ""
+    """The module of `model.py` and the primitive that make it ("attention.hidden/dot_general"), unique in
+    the bundle; empty in bundles of before it was written."""
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate tower once more, for an exact number of rows (a tile), or for many tiles at once."""
+
+    function: str
+    """"candidate_tower_32" for tiles of 32 rows, "candidate_tiles" for many tiles."""
+    rows: int
+    """Of one tile."""
+    module: str
+    """The bundle's file."""
+    data_tiling: bool
+    """Whether matrices are packed into tiles before they are multiplied."""
+    flags: tuple[str, ...]
+    """Given to the compiler."""
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured CPU time of one call of a candidate tower on one stream."""
+
+    function: str
+    """A program's, or "candidate_tower" for the one that takes any number of rows."""
+    rows: int
+    ms: float
+
+
+PrecisionFormat = Literal["f32", "f16", "bf16", "f16_storage", "bf16_storage"]
+"""Number format of a module's matrix products: operands in that type, sums in float32; `_storage` keeps the
+weights in that type and widens them before a float32 product."""
+
+
+class PrecisionRule(msgspec.Struct, frozen=True, kw_only=True):
+    """Modules and the format of their products. A later rule wins over an earlier one."""
+
+    pattern: str
+    """Shell pattern of module paths ("experts.*"); what matches a module covers those inside of it; "." is
+    the model's own body."""
+    format: PrecisionFormat
+
+
+class KeptMetric(msgspec.Struct, frozen=True, kw_only=True):
+    """A bound that the scores of a lower precision were held to, and the value that was found."""
+
+    metric: str
+    """"auc", "gauc", "inversions", "abs", or "top<k>"."""
+    bound: float
+    """The largest change that is allowed; of "top<k>" the smallest overlap."""
+    value: float
+    """The worst of all targets that were run."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """One compiled form of the dense program."""
 
     name: str
-    """As given to `jaxrank compile --target`: "cpu", "cuda:sm_80", "vulkan"."""
+    """As given to `jaxrank compile --target`: "cpu", "cpu:x86-64-v3", "cuda:sm_80", "vulkan"."""
     engine: str
     driver: str
-    """IREE HAL driver that runs it: "local-sync", "cuda", "vulkan"."""
+    """What runs it: an IREE HAL driver ("local-sync", "cuda", "vulkan"), or the platform of another engine
+    ("cpu", "cuda")."""
     module: str
-    """The bundle's file; empty where the host program makes every output and there is nothing to run."""
+    """The file that the engine opens first. For IREE the module with the request tower, where there is state,
+    and the candidate tower for any number of rows. Empty where the host program makes every output and there
+    is nothing to run."""
     flags: tuple[str, ...]
     compiler: str
+    data_tiling: bool = False
+    """Whether the module packs matrices into tiles before it multiplies them."""
+    data_tiling_ms: tuple[float, float] | None = None
+    """Milliseconds of the candidate tower without and with data tiling, where that was measured."""
+    programs: tuple[Program, ...] = ()
+    """More entry points, which share the module's weights and state."""
+    batch: Program | None = None
+    """Scores the candidates of many requests in one call: "candidate_tiles" of a module that has
+    "request_batch" too. Only for models with state whose candidates are independent."""
     instruction_sets: tuple[str, ...] = ()
     """Those of the CPU that it was compiled for and may use; empty for other devices."""
+    costs: tuple[Cost, ...] = ()
+    """Measured by `jaxrank compile --tune`; the engine's plans are made of it."""
+    notes: tuple[str, ...] = ()
+    """What was decided while compiling, and why."""
     certificate: Certificate | None
     """None where the module was compiled for a device that this machine does not have."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Its files, each once."""
+        batch = (self.batch,) if self.batch is not None else ()
+        files = (self.module, *(p.module for p in (*self.programs, *batch)))
+        return tuple(dict.fromkeys(f for f in files if f))
+
+
+class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine did when the engines of a target were compared on the machine that compiled."""
+
+    target: str
+    engine: str
+    load_seconds: float = 0.0
+    milliseconds: dict[str, float] = {}
+    """Median of the dense half by number of candidates, in interleaved runs; empty where it did not run."""
+    refused: str = ""
+    """Why the engine does not run this model; empty where it does."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,8 +264,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     certificate: Certificate
     flops: Flops | None = None
     state: tuple[StateTensor, ...] = ()
+    precision: tuple[PrecisionRule, ...] = ()
+    """Empty where every product is in float32."""
+    kept: tuple[KeptMetric, ...] = ()
+    """The bounds that lower precision was held to, on the requests of `warmup/precision.npz` or, without it,
+    those of the certificate."""
     targets: tuple[Target, ...] = ()
+    """At most one for each target and engine."""
+    chosen_engines: dict[str, str] = {}
+    """By target, the engine that runs it unless another is asked for; the first of the target's without."""
+    engine_times: tuple[EngineTime, ...] = ()
     digest: str = ""
     """sha256 of this manifest with an empty digest: a damaged one must not load either."""
     files: dict[str, str] = {}
     """sha256 of every other file of the bundle, by its path relative to the bundle."""
+
+    def target(self, name: str, engine: str | None = None) -> Target | None:
+        """The program of a target: of `engine`, or of the one that was chosen; None where there is none."""
+        found = {t.engine: t for t in self.targets if t.name == name}
+        first = next(iter(found), "")
+        return found.get(engine or self.chosen_engines.get(name, first))

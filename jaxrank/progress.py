@@ -1,4 +1,4 @@
-"""What long work tells about itself: a stage at a time, and how many bytes of one are done."""
+"""What long work tells about itself: a stage at a time, and how much of one is done."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +15,10 @@ class Progress(Protocol):
         number of bytes that were done since."""
         ...
 
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """The same for work that is counted in steps."""
+        ...
+
 
 class Silent:
     """Progress that nobody watches."""
@@ -23,4 +27,7 @@ class Silent:
         pass
 
     def bar(self, description: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda done: None)
+
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(lambda done: None)

@@ -1,7 +1,8 @@
-"""How differently two lists of scores rank the same rows: rank correlation, top-k overlap, inversions.
+"""How differently two lists of scores rank the same rows: rank correlation, top-k overlap, inversions; and
+how well one list ranks labelled rows.
 
-Every function takes `expected` and `found`, float64 `[rows]` of one output column, in the same row order. A
-higher score ranks first.
+Every function but `auc` takes `expected` and `found`, float64 `[rows]` of one output column, in the same
+row order. A higher score ranks first.
 """
 
 import numpy as np
@@ -48,6 +49,21 @@ def inversions(expected: np.ndarray, found: np.ndarray, tolerance: float) -> tup
     _, ranks = np.unique(found, return_inverse=True)
     inverted = _count_at_least(ranks.astype(np.int64), clearly_below)
     return int(inverted.sum()), int(clearly_below.sum())
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: the share of pairs of a positive and a negative row in which the positive one
+    has the higher score, ties counting half. `labels` are bool `[rows]`. A NaN ranks last.
+
+    NaN where all labels are the same.
+    """
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    if not positive or not negative:
+        return float("nan")
+    ranks = _mean_ranks(np.where(np.isnan(scores), -np.inf, scores))
+    below = ranks[labels].sum() - positive * (positive - 1) / 2
+    return float(below / (positive * negative))
 
 
 def _count_at_least(ranks: np.ndarray, ends: np.ndarray) -> np.ndarray:

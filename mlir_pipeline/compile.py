@@ -1,152 +1,326 @@
-# The MLIR and jaxpr objects of IREE and JAX ship without complete type stubs.
+# The MLIR objects of IREE ship without complete type stubs.
 # pyright: reportAttributeAccessIssue=false
-"""Compiles a bundle's Flax module for one or more targets and puts the modules into the bundle."""
+"""Compiles a bundle's Flax module for its targets and engines and puts the programs into the bundle.
 
-from collections.abc import Callable, Sequence
+The road: `rewriting.trace` (jaxpr, rewrites, precision, split) -> `lower` (StableHLO) -> `passes` -> the
+weight archive -> `iree_programs` or `engines` for each target -> `check` against TensorFlow's outputs.
+"""
+
+import dataclasses
+import itertools
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
-import numpy as np
+import msgspec
 from iree.compiler import ir
 from iree.runtime import save_archive_file
-from jax import export
-from jax.errors import InconclusiveDimensionOperation
-from jax.extend import core
 from msgspec.structs import replace
 
 from jaxrank import bundle as files
-from jaxrank.certificate import certify, load_examples
-from jaxrank.cpu import instruction_sets
-from jaxrank.flax_module import dense_outputs, rows_function
-from jaxrank.manifest import Certificate, Flops, Manifest, StateTensor, Target
+from jaxrank.certificate import CertificateError
+from jaxrank.errors import BundleError
+from jaxrank.flax_module import dense_outputs
+from jaxrank.manifest import EngineTime, Flops, Manifest, StateTensor, Target
+from jaxrank.progress import Progress, Silent
+from jaxrank.targets import HOST_CPU, missing_instruction_sets
+from mlir_pipeline.batching import Batch, lower_batch
+from mlir_pipeline.check import check
+from mlir_pipeline.dump import IrDump
+from mlir_pipeline.engines import IREE, build, names_of
+from mlir_pipeline.engines.measure import choose_engines
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.flops import dot_flops
-from mlir_pipeline.iree import IreeTarget, compile_module, parse_target
-from mlir_pipeline.jaxpr import flat_jaxpr
+from mlir_pipeline.iree import IreeTarget, parse_target
+from mlir_pipeline.iree_programs import IreeOptions, Tiles, compile_target, lower_all_tiles, with_batch
 from mlir_pipeline.lower import lower
-from mlir_pipeline.passes.externalize_weights import externalize_weights
-from mlir_pipeline.passes.legalize_dynamism import legalize_dynamism
-from mlir_pipeline.rewrites.expand_primitives import expand_primitives
-from mlir_pipeline.rewrites.hoist_dots import hoist_dots
-from mlir_pipeline.rewrites.known_gathers import known_gathers
-from mlir_pipeline.rewrites.merge_broadcasts import merge_broadcasts
-from mlir_pipeline.rewrites.separate_reductions import separate_reductions
-from mlir_pipeline.rewrites.stable_sorts import stable_sorts
+from mlir_pipeline.passes.program import Program
+from mlir_pipeline.passes.run import FOR_IREE, PORTABLE, run_passes
+from mlir_pipeline.precision.choice import Precision, choose
+from mlir_pipeline.precision.search import Search
+from mlir_pipeline.precision.timing import time_programs, without_noise
+from mlir_pipeline.rewriting import MERGES, flat_module, rewritten, trace
 from mlir_pipeline.split import Towers, split
 
-Progress = Callable[[str], None]
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call of `compile_bundle` was asked for."""
+
+    targets: Sequence[IreeTarget]
+    engines: Sequence[str]
+    compare: bool
+    iree: IreeOptions
+    progress: Progress
+    dump: IrDump
+    refused: list[EngineTime] = field(default_factory=list)
+    """With `compare`, the engines that do not take the model, and why."""
+
+    @property
+    def names(self) -> set[str]:
+        return {t.name for t in self.targets}
 
 
 def compile_bundle(
     bundle: Path,
     targets: Sequence[str],
     *,
+    engines: Sequence[str] = (IREE,),
+    compare: bool = False,
     max_candidates: int | None = None,
-    progress: Progress = lambda text: None,
+    precision: Precision | None = None,
+    data_tiling: bool | None = None,
+    tune: bool = False,
+    batch_tile: int = 0,
+    progress: Progress | None = None,
+    dump_ir: Path | None = None,
 ) -> Manifest:
     """Compiles for every target, checks what can run here against TensorFlow's recorded outputs, and rewrites
     the bundle.
 
-    The bundle is replaced as a whole at the end; on any error it stays as it was.
+    The bundle is replaced as a whole at the end; on any error it stays as it was. A bundle has one precision
+    and one weight archive for all targets: where these change, targets that IREE was compiled for before are
+    compiled again, and those of other engines are dropped.
+
+    Args:
+        engines: what each target is compiled for; the first one runs it unless `compare` finds a faster.
+        compare: an engine that does not take the model is left out, with its reason in the manifest; those
+            that run here are timed, and the fastest is chosen. Targets that do not run here get IREE alone.
+        precision: the formats of the matrix products; None leaves them as the bundle has them.
+        data_tiling: whether CPU modules pack matrices into tiles; None measures both and keeps the faster.
+        tune: compile tiles of fixed numbers of rows too, and measure all programs that can run here.
+        batch_tile: rows of a tile of IREE's program for many requests (8 to 64 are useful); 0 makes none.
+            Without one, or with a note why there is none, requests of a batch run one by one.
+        dump_ir: a new directory for every stage of the dense program up to what IREE is given; after an
+            error, up to the stage that failed.
 
     Raises:
-        CompileError: an unknown target, or a module that cannot be lowered.
-        CertificateError: a compiled module's scores differ from TensorFlow's.
+        CompileError: an unknown target, a module that cannot be lowered, a precision that does not fit, or an
+            engine that does not take the model.
+        CertificateError: a compiled module's scores differ from TensorFlow's by more than is allowed.
     """
-    wanted = [parse_target(name) for name in dict.fromkeys(targets)]
+    # This machine's CPU comes first: the levels take its decisions where they cannot be measured here.
+    wanted = sorted((parse_target(name) for name in dict.fromkeys(targets)), key=lambda t: t.name != HOST_CPU)
+    if not wanted:
+        raise CompileError("no target given; name at least one, such as cpu")
+    options = IreeOptions(data_tiling=data_tiling, tune=tune, batch_tile=batch_tile)
+    job = _Job(wanted, engines, compare, options, progress or Silent(), IrDump(dump_ir))
     manifest = files.verify(bundle)
     with files.staging(bundle, start_from=bundle) as work:
         manifest = replace(manifest, max_candidates=max_candidates or manifest.max_candidates)
-        if dense_outputs(manifest, files.read_host_program(work)):
-            manifest = _compile_dense(work, manifest, wanted, progress)
-        else:
-            progress("the host program makes every output: there is nothing to compile")
+        if not dense_outputs(manifest, files.read_host_program(work)):
+            job.progress("the host program makes every output: there is nothing to compile")
             manifest = replace(manifest, targets=tuple(_without_module(t) for t in wanted))
-        manifest = files.write_manifest(work, manifest)
-        checked = []
-        for target in manifest.targets:
-            if target.name in {t.name for t in wanted} and target.driver.startswith("local"):
-                progress(f"checking {target.name} against TensorFlow's outputs")
-                target = replace(target, certificate=check(work, target.name))
-            checked.append(target)
-        return files.write_manifest(work, replace(manifest, targets=tuple(checked)))
+            return files.write_manifest(work, _checked(work, manifest, job))
+        manifest = _with_precision(work, manifest, precision, job)
+        manifest = _compile_dense(work, manifest, job)
+        if (work / files.PRECISION_JSON).exists() and precision is not None:
+            manifest = _confirmed(work, manifest, job)
+        manifest = _chosen(work, _checked(work, manifest, job), job)
+        return files.write_manifest(work, manifest)
 
 
-def _compile_dense(
-    work: Path, manifest: Manifest, wanted: Sequence[IreeTarget], progress: Progress
-) -> Manifest:
-    """Writes the dense program, its weights and its module for each target. Returns the manifest with
-    them."""
-    progress("tracing the Flax module and splitting it by dataflow")
-    towers = trace(work)
-    context = ir.Context()
-    module = lower(towers, context)
-    weights = externalize_weights(module)
-    (work / files.WEIGHTS).unlink(missing_ok=True)
-    if weights:
-        save_archive_file(weights, work / files.WEIGHTS)
-    (work / files.DENSE).write_text(str(module))
-    legalized = _legalized(module)
-    compiled = {t.name: t for t in manifest.targets}
-    for target in wanted:
-        progress(f"compiling for {target.name}")
-        compiled[target.name] = _compile(legalized, target, work)
-    source = manifest.flops.source_per_candidate if manifest.flops else 0
-    return replace(
+def _with_precision(work: Path, manifest: Manifest, precision: Precision | None, job: _Job) -> Manifest:
+    """The bundle's manifest with its precision."""
+    if precision is None and not manifest.precision:
+        return manifest
+    others = _others(manifest, job) if precision is not None else []
+    choice = choose(
+        work,
+        manifest,
+        rewritten(flat_module(work)),
+        precision,
+        [*job.targets, *others],
+        job.progress,
+    )
+    if choice.search is not None:
+        files.write_json(work / files.PRECISION_JSON, choice.search)
+    return files.write_manifest(work, replace(manifest, precision=choice.rules, kept=choice.kept))
+
+
+def _confirmed(work: Path, manifest: Manifest, job: _Job) -> Manifest:
+    """After a search: the compiled program against the one in float32, if the first target runs here. A
+    choice for time that is not faster as a whole is taken back."""
+    # The plot needs matplotlib, which nothing else here does.
+    from mlir_pipeline.precision.report import plot, verdict
+
+    search = msgspec.json.decode((work / files.PRECISION_JSON).read_bytes(), type=Search)
+    target = job.targets[0]
+    first = next((t for t in manifest.targets if (t.name, t.engine) == (target.name, IREE)), None)
+    if manifest.precision and first is not None and _runs_here(first):
+        job.progress("timing the whole program in float32 and in the precision that was chosen")
+        with tempfile.TemporaryDirectory() as directory:
+            base = Path(directory)
+            plain = dataclasses.replace(
+                job,
+                targets=[target],
+                engines=(IREE,),
+                iree=IreeOptions(data_tiling=first.data_tiling),
+                dump=IrDump(None),
+            )
+            towers = split(rewritten(rewritten(flat_module(work)), rewrites=MERGES))
+            single = _compile_towers(base, replace(manifest, targets=()), towers, plain)
+            programs = {"f32": (base, single), "chosen": (work, manifest)}
+            times = time_programs(work, programs, target.name)
+        medians = {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+        faster = without_noise(times["f32"], times["chosen"]) < statistics.median(times["f32"])
+        search = replace(search, program_milliseconds=medians, note=verdict(search, medians, faster))
+        if search.prefer == "time" and not faster:
+            search = replace(search, formats={})
+            manifest = files.write_manifest(work, replace(manifest, precision=(), kept=()))
+            manifest = _compile_dense(work, manifest, dataclasses.replace(job, dump=IrDump(None)))
+    if not manifest.precision:
+        (work / files.PRECISION_EXAMPLES).unlink(missing_ok=True)
+    files.write_json(work / files.PRECISION_JSON, search)
+    (work / files.PRECISION_PLOT).write_text(plot(search))
+    return manifest
+
+
+def _compile_dense(work: Path, manifest: Manifest, job: _Job) -> Manifest:
+    """Writes the dense program, its weights and its programs for each target and engine. Returns the manifest
+    with them."""
+    job.progress("tracing the Flax module and splitting it by dataflow")
+    return _compile_towers(work, manifest, trace(work, dump=job.dump), job)
+
+
+def _compile_towers(directory: Path, manifest: Manifest, towers: Towers, job: _Job) -> Manifest:
+    program = Program(lower(towers, ir.Context()))
+    job.dump.write("stablehlo.mlir", program.text(weights=False))
+    run_passes(program, PORTABLE, job.dump)
+    weights = program.weights
+    manifest = replace(
         manifest,
         flops=Flops(
-            source_per_candidate=source,
+            source_per_candidate=manifest.flops.source_per_candidate if manifest.flops else 0,
             request=dot_flops(towers.request),
             candidate=dot_flops(towers.candidate),
         ),
-        state=tuple(StateTensor(shape=tuple(a.shape), dtype=str(a.dtype)) for a in towers.state),
-        targets=tuple(compiled.values()),
+        state=tuple(
+            StateTensor(shape=tuple(a.shape), dtype=str(a.dtype), name=name)
+            for a, name in zip(towers.state, towers.names, strict=True)
+        ),
     )
+    tiles = Tiles("", (), ())
+    if job.iree.tune:
+        tiles = lower_all_tiles(directory, manifest, towers, weights)
+    batch = Batch("", 0, {}, "")
+    if job.iree.batch_tile and IREE in job.engines:
+        batch = lower_batch(directory, manifest, job.iree.batch_tile)
+        weights = {**weights, **batch.weights}
+    (directory / files.WEIGHTS).unlink(missing_ok=True)
+    if weights:
+        save_archive_file(weights, directory / files.WEIGHTS)
+    (directory / files.DENSE).write_text(program.text())
+    text = ""
+    if IREE in job.engines:
+        run_passes(program, FOR_IREE, job.dump)
+        text = program.text()
+        job.dump.write("iree_input.mlir", program.text(weights=False))
+    compiled, targets = _kept(directory, manifest, job)
+    for target, engine in itertools.product(targets, job.engines):
+        if job.compare and engine != IREE and not _may_run_here(target):
+            continue
+        job.progress(f"compiling for {target.name} ({engine})")
+        place = directory / target.directory / engine
+        # Files of an earlier compilation, and no others.
+        shutil.rmtree(place, ignore_errors=True)
+        compiled.pop((target.name, engine), None)
+        if engine == IREE:
+            host = compiled.get((HOST_CPU, IREE)) if target.name != HOST_CPU else None
+            single = compile_target(text, tiles, target, directory, manifest, host, job.iree, job.progress)
+            compiled[target.name, engine] = with_batch(single, batch, target, directory)
+            continue
+        try:
+            names = names_of(weights)
+            compiled[target.name, engine] = build(engine, towers, manifest, target.name, directory, names)
+        except CompileError as error:
+            if not job.compare:
+                raise
+            shutil.rmtree(place, ignore_errors=True)
+            job.refused.append(EngineTime(target=target.name, engine=engine, refused=str(error)))
+    return replace(manifest, targets=tuple(compiled.values()))
 
 
-def trace(bundle: Path) -> Towers:
-    """The bundle's module as two towers, after the rewrites."""
-    program = files.read_host_program(bundle)
-    (count,) = export.symbolic_shape("n")
-    request = jax.ShapeDtypeStruct((1, program.width("request")), np.float32)
-    candidate = jax.ShapeDtypeStruct((count, program.width("candidate")), np.float32)
-    try:
-        flat = flat_jaxpr(rows_function(bundle), request, candidate)
-    except InconclusiveDimensionOperation as error:
-        raise CompileError(
-            f"the model decides by the number of candidates, which one module for any number cannot: {error}"
-        ) from error
-    return split(rewritten(flat))
+def _kept(
+    directory: Path, manifest: Manifest, job: _Job
+) -> tuple[dict[tuple[str, str], Target], list[IreeTarget]]:
+    """The programs of earlier compilations that stay, and the targets to compile for.
+
+    All are made from one dense program and read one weight archive. Where either is another one, none can
+    stay: what IREE was compiled for is compiled again.
+    """
+    names = (files.WEIGHTS, files.DENSE)
+    now = {n: files.sha256(directory / n) for n in names if (directory / n).exists()}
+    if now == {n: manifest.files[n] for n in names if n in manifest.files}:
+        return {(t.name, t.engine): t for t in manifest.targets}, list(job.targets)
+    others = _others(manifest, job) if IREE in job.engines else []
+    again = job.names | {t.name for t in others}
+    for target in manifest.targets:
+        shutil.rmtree(directory / parse_target(target.name).directory, ignore_errors=True)
+        if target.name not in again or target.engine not in job.engines:
+            job.progress(f"the program changed: {target.name} ({target.engine}) is dropped, compile it again")
+    return {}, [*job.targets, *others]
 
 
-def rewritten(flat: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """A flat jaxpr after every rewrite, in the order in which each finds what it looks for."""
-    expanded = expand_primitives(known_gathers(stable_sorts(flat)))
-    return separate_reductions(hoist_dots(merge_broadcasts(expanded)))
+def _others(manifest: Manifest, job: _Job) -> list[IreeTarget]:
+    """What IREE was compiled for before and is not asked for now."""
+    names = dict.fromkeys(t.name for t in manifest.targets if t.engine == IREE)
+    return [parse_target(name) for name in names if name not in job.names]
 
 
-def check(bundle: Path, target: str) -> Certificate:
-    """Runs a compiled target, as the server would, on the bundle's recorded requests."""
-    # The certificate is about the code that will serve: the server's own.
-    from serving.model import Model
+def _checked(work: Path, manifest: Manifest, job: _Job) -> Manifest:
+    """The manifest with a certificate for each program that has none and runs here. A program that fails is
+    an error or, with `compare`, left out."""
+    manifest = files.write_manifest(work, manifest)
+    checked, kept = [], manifest.kept
+    for target in manifest.targets:
+        if _may_run_here(target) and target.certificate is None:
+            missing = ", ".join(sorted(missing_instruction_sets(target)))
+            if missing:
+                note = f"not run here: this CPU has no {missing}"
+                checked.append(replace(target, notes=(*target.notes, note)))
+                continue
+            job.progress(f"checking {target.name} ({target.engine}) against TensorFlow's outputs")
+            try:
+                certificate, found = check(work, target)
+            except (CertificateError, BundleError) as error:
+                if not job.compare or target.engine == IREE:
+                    raise
+                job.refused.append(EngineTime(target=target.name, engine=target.engine, refused=str(error)))
+                shutil.rmtree((work / target.module).parent)
+                continue
+            target, kept = replace(target, certificate=certificate), found or kept
+        checked.append(target)
+    return replace(manifest, targets=tuple(checked), kept=kept)
 
-    model = Model.load(bundle, target=target)
-    try:
-        examples = load_examples(bundle)
-        found = [model.predict(e.features) for e in examples]
-        constants = {o.output for o in files.read_host_program(bundle).outputs if o.constant}
-        return certify(target, examples, found, model.manifest.certificate.tolerance, constants)
-    finally:
-        model.close()
+
+def _chosen(work: Path, manifest: Manifest, job: _Job) -> Manifest:
+    """The manifest with the engine that runs each target: the first asked for, or the fastest."""
+    there = {(t.name, t.engine) for t in manifest.targets}
+    chosen = {t.name: t.engine for t in reversed(manifest.targets)}
+    chosen |= {n: e for n, e in manifest.chosen_engines.items() if (n, e) in there}
+    for name in job.names:
+        chosen[name] = next(e for e in job.engines if (name, e) in there)
+    times = tuple(
+        t for t in manifest.engine_times if t.target not in job.names and (t.target, t.engine) in there
+    )
+    manifest = replace(manifest, chosen_engines=chosen, engine_times=times)
+    if job.compare:
+        manifest = files.write_manifest(work, manifest)
+        manifest = choose_engines(work, manifest, job.names, job.refused, job.progress)
+    return manifest
 
 
-def _legalized(module: ir.Module) -> str:
-    for operation in module.body.operations:
-        if operation.operation.name == "func.func":
-            legalize_dynamism(operation.operation)
-    if not module.operation.verify():
-        raise CompileError("the legalized module is not valid MLIR; please report this model")
-    return str(module)
+def _may_run_here(target: IreeTarget | Target) -> bool:
+    """Whether a target is one of the CPU's."""
+    return target.name.partition(":")[0] == HOST_CPU
+
+
+def _runs_here(target: Target) -> bool:
+    return _may_run_here(target) and not missing_instruction_sets(target)
 
 
 def _without_module(target: IreeTarget) -> Target:
@@ -158,19 +332,5 @@ def _without_module(target: IreeTarget) -> Target:
         module="",
         flags=(),
         compiler="none",
-        certificate=None,
-    )
-
-
-def _compile(module: str, target: IreeTarget, work: Path) -> Target:
-    built = compile_module(module, target, work / target.directory)
-    return Target(
-        name=target.name,
-        engine="iree",
-        driver=target.driver,
-        module=f"{target.directory}/dense.vmfb",
-        flags=target.flags,
-        compiler=built,
-        instruction_sets=tuple(sorted(instruction_sets())) if target.driver.startswith("local") else (),
         certificate=None,
     )

@@ -2,13 +2,15 @@
 # pyright: reportAttributeAccessIssue=false
 """IREE modules from lowered StableHLO: the flags of each target, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import iree.compiler.tools as iree_tools
 from iree.compiler import ir
 from iree.compiler import version as iree_version
 
+from jaxrank.cpu import LEVELS, instruction_sets
+from jaxrank.targets import CPU_TARGETS, HOST_CPU
 from mlir_pipeline.errors import CompileError
 
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
@@ -25,6 +27,21 @@ _PORTABLE_VULKAN = """#hal.device.target<"vulkan", [
            max_workgroup_counts = [65535, 65535, 65535]>>}>]> : !hal.device"""
 
 
+_DATA_TILING = "--iree-global-opt-data-tiling=true"
+"""Matrices are packed into tiles in the global optimization phase. The other way that IREE 3.13 has
+(`--iree-opt-data-tiling`, on by default at O3) packs when dispatches are made: it loses three times on a few
+rows and on attention, and gains the same on large products (docs/architecture.md, "Measured here")."""
+
+_CPU = (
+    "--iree-hal-target-device=local",
+    "--iree-hal-local-target-device-backends=llvm-cpu",
+    "--iree-llvmcpu-stack-allocation-limit=1048576",
+    "--iree-llvmcpu-loop-vectorization=true",
+    "--iree-llvmcpu-loop-interleaving=true",
+    "--iree-opt-data-tiling=false",
+)
+
+
 @dataclass(frozen=True)
 class IreeTarget:
     """How to compile for one target, and the HAL driver that runs the result."""
@@ -34,51 +51,73 @@ class IreeTarget:
     flags: tuple[str, ...]
     device: str | None = None
     """A device target attribute in place of the flags that name one of IREE's own."""
+    instruction_sets: tuple[str, ...] = ()
+    """What a CPU module may use."""
 
     @property
     def directory(self) -> str:
         """The bundle's directory for this target; target names hold characters that file names should not."""
         return self.name.replace(":", "-")
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is one of the CPU's."""
+        return self.driver.startswith("local")
+
+    def with_data_tiling(self) -> "IreeTarget":
+        """The same target, with matrices packed into tiles before they are multiplied."""
+        return replace(self, flags=(*self.flags, _DATA_TILING))
+
 
 def parse_target(name: str) -> IreeTarget:
-    """`cpu`, `cuda:sm_80` or `vulkan`. Raises `CompileError` with the list of targets."""
-    if name == "cpu":
-        # Data tiling is off: on attention over a history it packs every activation and costs more than it
-        # gains.
-        flags = (
-            "--iree-hal-target-device=local",
-            "--iree-hal-local-target-device-backends=llvm-cpu",
-            "--iree-llvmcpu-target-cpu=host",
-            "--iree-llvmcpu-stack-allocation-limit=1048576",
-            "--iree-opt-data-tiling=false",
-        )
-        return IreeTarget(name, "local-sync", flags)
+    """`cpu`, `cpu:x86-64-v3`, `cuda:sm_80` or `vulkan`. Raises `CompileError` with the list of targets."""
     kind, _, architecture = name.partition(":")
+    if name == HOST_CPU:
+        flags = (*_CPU, "--iree-llvmcpu-target-cpu=host")
+        return IreeTarget(name, "local-sync", flags, instruction_sets=tuple(sorted(instruction_sets())))
+    if kind == HOST_CPU and architecture in LEVELS:
+        flags = (
+            *_CPU,
+            "--iree-llvmcpu-target-triple=x86_64-unknown-linux-gnu",
+            f"--iree-llvmcpu-target-cpu={architecture}",
+        )
+        return IreeTarget(name, "local-sync", flags, instruction_sets=tuple(sorted(LEVELS[architecture])))
     if kind == "cuda" and architecture in CUDA_ARCHITECTURES:
         return IreeTarget(
             name, "cuda", ("--iree-hal-target-device=cuda", f"--iree-cuda-target={architecture}")
         )
     if name == "vulkan":
         return IreeTarget(name, "vulkan", (), device=_PORTABLE_VULKAN)
-    known = ["cpu", *(f"cuda:{a}" for a in CUDA_ARCHITECTURES), "vulkan"]
+    known = [*CPU_TARGETS, *(f"cuda:{a}" for a in CUDA_ARCHITECTURES), "vulkan"]
     raise CompileError(f"there is no target {name!r}; targets are: {', '.join(known)}")
 
 
-def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
-    """Compiles a module's text to `directory/dense.vmfb`.
+def compile_module(module: str, target: IreeTarget, output: Path) -> str:
+    """Compiles a module's text to the file `output`.
 
     Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    module, flags = compiler_input(module, target)
+    try:
+        iree_tools.compile_str(module, output_file=str(output), extra_args=flags)
+    except iree_tools.CompilerToolError as error:
+        output.unlink(missing_ok=True)
+        raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{error}") from error
+    return f"iree {iree_version.VERSION}"
+
+
+def compiler_input(module: str, target: IreeTarget, *, locations: bool = False) -> tuple[str, list[str]]:
+    """A module's text and the flags, as IREE's compiler gets them for a target. `locations` keeps those that
+    the text has."""
     flags = [
         *target.flags,
         "--iree-opt-level=O3",
         "--iree-input-type=stablehlo",
-        # Sums over candidates are in double precision (passes/legalize_dynamism.py) where they are made one
+        # Sums over candidates are in double precision (passes/refuse_wide_types.py) where they are made one
         # after the other. GPUs add in trees; IREE 3.13 does not distribute such a sum in double precision
         # there.
-        f"--iree-input-demote-f64-to-f32={'false' if target.driver.startswith('local') else 'true'}",
+        f"--iree-input-demote-f64-to-f32={'false' if target.on_cpu else 'true'}",
     ]
     if target.device is not None:
         with ir.Context():
@@ -86,9 +125,5 @@ def compile_module(module: str, target: IreeTarget, directory: Path) -> str:
             parsed.operation.attributes["hal.device.targets"] = ir.ArrayAttr.get(
                 [ir.Attribute.parse(target.device)]
             )
-            module = str(parsed)
-    try:
-        iree_tools.compile_str(module, output_file=str(directory / "dense.vmfb"), extra_args=flags)
-    except iree_tools.CompilerToolError as error:
-        raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{error}") from error
-    return f"iree {iree_version.VERSION}"
+            module = parsed.operation.get_asm(enable_debug_info=locations)
+    return module, flags

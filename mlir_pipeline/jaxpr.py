@@ -4,7 +4,9 @@
 primitive equations."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -17,6 +19,9 @@ UNROLL_LIMIT = 3000
 indices are known, and nothing waits for a condition; beyond the limit it stays a loop, because IREE's
 compile time grows with the number of operations."""
 _FOLDED_ELEMENTS = 4096
+_FOLDED_GROWTH = 4
+"""How many times its weights a value made from them may be and still be computed by the compiler. What is
+larger, such as an outer sum of two vectors, costs more to load than to make."""
 
 # Call-like primitives and the parameter that holds their body. Their only effect is a name or a derivative
 # rule, neither of which an inference program needs.
@@ -29,6 +34,9 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "checkpoint": "jaxpr",
 }
+
+# What jaxrank/flax_module.py puts into the name stack for a submodule's call.
+_MODULE_SCOPE = re.compile(r"@([\w.]+)")
 
 Read = Callable[[Any], Any]
 EquationRule = Callable[[core.JaxprEqn, Read], list[Any] | None]
@@ -58,21 +66,44 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rule
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        body = _CALLS.get(eqn.primitive.name)
-        if body is not None:
-            inner = eqn.params[body]
-            consts = inner.consts if isinstance(inner, core.ClosedJaxpr) else ()
-            inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
-            outputs = evaluate(inner, consts, [read(v) for v in eqn.invars], rule)
-        elif eqn.primitive.name == "scan" and _equations(eqn) <= UNROLL_LIMIT:
-            outputs = _unrolled(eqn, [read(v) for v in eqn.invars], rule)
-        elif eqn.primitive.name == "cond" and not isinstance(read(eqn.invars[0]), jax.core.Tracer):
-            branch = eqn.params["branches"][int(read(eqn.invars[0]))]
-            outputs = evaluate(branch.jaxpr, branch.consts, [read(v) for v in eqn.invars[1:]], rule)
-        else:
-            outputs = rule(eqn, read) or _bind(eqn, [read(v) for v in eqn.invars])
+        with _scope(eqn):
+            outputs = _evaluate_equation(eqn, read, rule)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def module_path(eqn: core.JaxprEqn) -> str:
+    """The Flax module whose call made an equation, or the one that a rewrite replaced ("experts.0.hidden");
+    empty for the model's own body."""
+    return module_of(str(eqn.source_info.name_stack))
+
+
+def module_of(name_stack: str) -> str:
+    """The innermost Flax module of a name stack ("jit(f)/vmap(@experts.0)/@experts.0.hidden"); empty without
+    one."""
+    scopes = _MODULE_SCOPE.findall(name_stack)
+    return scopes[-1] if scopes else ""
+
+
+def _scope(eqn: core.JaxprEqn) -> AbstractContextManager[Any]:
+    """Under this context, what replaces an equation belongs to the same Flax module."""
+    path = str(eqn.source_info.name_stack)
+    return jax.named_scope(path) if path else nullcontext()
+
+
+def _evaluate_equation(eqn: core.JaxprEqn, read: Read, rule: EquationRule) -> list[Any]:
+    body = _CALLS.get(eqn.primitive.name)
+    if body is not None:
+        inner = eqn.params[body]
+        consts = inner.consts if isinstance(inner, core.ClosedJaxpr) else ()
+        inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+        return evaluate(inner, consts, [read(v) for v in eqn.invars], rule)
+    if eqn.primitive.name == "scan" and _equations(eqn) <= UNROLL_LIMIT:
+        return _unrolled(eqn, [read(v) for v in eqn.invars], rule)
+    if eqn.primitive.name == "cond" and not isinstance(read(eqn.invars[0]), jax.core.Tracer):
+        branch = eqn.params["branches"][int(read(eqn.invars[0]))]
+        return evaluate(branch.jaxpr, branch.consts, [read(v) for v in eqn.invars[1:]], rule)
+    return rule(eqn, read) or bind(eqn, [read(v) for v in eqn.invars])
 
 
 def _equations(eqn: core.JaxprEqn) -> int:
@@ -112,19 +143,24 @@ def _step(sequence: Any, i: int) -> Any:
 
 def _is_known(eqn: core.JaxprEqn, inputs: list[Any]) -> bool:
     """Whether an equation depends on weights alone and is worth computing now: not one that only repeats
-    them, except for the few integers of a loop's counters and indices."""
+    them, except for the indices and counters of a loop and the zeros that it starts from."""
     if any(isinstance(value, jax.core.Tracer) for value in inputs) or not eqn.outvars:
         return False
-    if inputs and eqn.primitive.name != "broadcast_in_dim":
-        return True
     avals = [v.aval for v in eqn.outvars]
     if not all(isinstance(d, int) for a in avals for d in a.shape):
         return False
-    few = all(math.prod(a.shape) <= _FOLDED_ELEMENTS and a.dtype.kind in "iub" for a in avals)
-    return few and eqn.primitive.name in ("broadcast_in_dim", "iota")
+    size = sum(math.prod(a.shape) for a in avals)
+    given = sum(np.size(value) for value in inputs)
+    integers = all(a.dtype.kind in "iub" for a in avals)
+    if eqn.primitive.name == "broadcast_in_dim":
+        # One with only new axes of size 1 costs nothing, and as a constant it is seen as the weights it is.
+        return size <= given or (size <= _FOLDED_ELEMENTS and (integers or given == 1))
+    if not inputs:
+        return eqn.primitive.name == "iota" and size <= _FOLDED_ELEMENTS
+    return integers or size <= max(_FOLDED_ELEMENTS, _FOLDED_GROWTH * given)
 
 
-def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+def bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
     """The equation as it is, or its value where that is known."""
     if _is_known(eqn, inputs):
         with jax.ensure_compile_time_eval():

@@ -2,6 +2,6 @@
 
 Entry point: `grpc_server.serve`. A Predict call flows through these files: `wire/` (protobuf messages and
 tensors) -> `grpc_server.py` (thin servicers) -> `repository.py` (which version answers) -> `model.py` (one
-loaded bundle: checks the features, runs the host program in `host/` into feature blocks, and the dense
-program in `engine.py` on them). `errors.py` maps every refusal to its gRPC status code.
+loaded bundle: runs the host program in `host/` into feature blocks, and the dense program in `engines/` on
+them) once `validation.py` has checked the features. `errors.py` maps every refusal to its gRPC status code.
 """

@@ -34,6 +34,7 @@ class ServerOptions:
     host: str = "0.0.0.0"
     port: int = 8500
     target: str = "cpu"
+    engine: str | None = None
     streams: int | None = None
     workers: int = 8
     max_message_mib: int = 64
@@ -51,7 +52,9 @@ class Server:
                 f"{options.models_dir} is not a directory; it must hold <model>/<version>/ bundles"
             )
         self._options = options
-        self.repository = ModelRepository(options.models_dir, target=options.target, streams=options.streams)
+        self.repository = ModelRepository(
+            options.models_dir, target=options.target, engine=options.engine, streams=options.streams
+        )
         size = options.max_message_mib << 20
         # gRPC hands a request to a worker thread as soon as one is free; a few more may wait, the rest is
         # refused at once (RESOURCE_EXHAUSTED) instead of growing a queue.

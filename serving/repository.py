@@ -51,9 +51,17 @@ class _State:
 class ModelRepository:
     """The models of one directory. `lend` is the only way to a model; it is safe from any thread."""
 
-    def __init__(self, models_dir: Path, *, target: str = "cpu", streams: int | None = None):
+    def __init__(
+        self,
+        models_dir: Path,
+        *,
+        target: str = "cpu",
+        engine: str | None = None,
+        streams: int | None = None,
+    ):
         self._models_dir = models_dir
         self._target = target
+        self._engine = engine
         self._streams = streams
         self._state = _State()
         self._lock = threading.Lock()
@@ -180,7 +188,7 @@ class ModelRepository:
             if self._state.failed.get((name, version)) == tree:
                 continue
             try:
-                model = Model.load(path, target=self._target, streams=self._streams)
+                model = Model.load(path, target=self._target, engine=self._engine, streams=self._streams)
             except Exception as error:  # one bad bundle must not keep others from being served
                 with self._lock:
                     self._state.failed[name, version] = tree

@@ -11,7 +11,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
+from converters.examples.composites import rows_of
 from converters.examples.fitting import check_names, fit
+from converters.examples.labels import is_label, read_labels
 from converters.examples.messages_pb2 import Example, PredictionLog
 from converters.examples.tfrecord import looks_like_records, read_records
 from jaxrank.manifest import Signature, TensorSpec
@@ -38,7 +40,7 @@ def read_examples(
     What the file is shows in its first bytes:
 
     - An `.npz` with arrays `<request>/<input>`, `<request>` counting from 0. Strings are NumPy byte strings
-      (`S`), which must not end in a zero byte.
+      (`S`), which must not end in a zero byte. Labels (`labels.py`) are left out.
     - A TFRecord file of `PredictionLog`, as in `assets.extra/tf_serving_warmup_requests`: every `predict_log`
       of this signature is a request. Logs of other calls and signatures are counted in a `notice`.
     - A TFRecord file of `tf.Example` for a signature whose only input takes serialized examples, a string
@@ -93,6 +95,42 @@ def read_examples(
     )
 
 
+def read_labelled(path: Path, signature: Signature) -> list[tuple[Request, Mapping[str, np.ndarray]]]:
+    """`read_examples`, with the labels of each request by output; only an `.npz` has any.
+
+    Raises `ConversionError`: see `read_examples`; labels that do not fit their request's rows.
+    """
+    requests = read_examples(path, signature)
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return [(request, {}) for request in requests]
+    labels = read_labels(path, signature)
+    with np.load(path, allow_pickle=False) as stored:
+        names = sorted(
+            {
+                request
+                for request, _, feature in (key.partition("/") for key in stored.files)
+                if not is_label(feature, signature)
+            },
+            key=_request_order,
+        )
+    odd = sorted(labels.keys() - set(names))
+    if odd:
+        raise ConversionError(f"{path}: there are labels of the requests {', '.join(odd)}, but no inputs")
+    for name, request in zip(names, requests, strict=True):
+        rows = set(rows_of(signature, request).values())
+        for output, value in labels.get(name, {}).items():
+            if len(value) not in rows:
+                raise ConversionError(
+                    f"{path}: {name}/labels/{output} has {len(value)} rows, its request has {max(rows)}"
+                )
+    return [(request, labels.get(name, {})) for name, request in zip(names, requests, strict=True)]
+
+
+def _request_order(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
 def _from_npz(path: Path, signature: Signature, rename: Mapping[str, str]) -> list[Request]:
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -102,12 +140,14 @@ def _from_npz(path: Path, signature: Signature, rename: Mapping[str, str]) -> li
     requests: dict[str, Request] = {}
     for key, value in arrays.items():
         request, _, feature = key.partition("/")
+        if is_label(feature, signature):
+            continue
         requests.setdefault(request, {})[rename.get(feature, feature)] = value
     if not requests:
         raise ConversionError(f"{path} has no requests; write arrays named <request>/<feature>")
     return [
         fit(requests[key], signature, f"{path}: request {key}")
-        for key in sorted(requests, key=lambda k: (len(k), k))
+        for key in sorted(requests, key=_request_order)
     ]
 
 

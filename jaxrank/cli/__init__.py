@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxrank.cli.compile import compile_command
 from jaxrank.cli.convert import CONVERT_EXAMPLES, convert_command
+from jaxrank.cli.explain import EXPLAIN_EXAMPLES, explain_command
 from jaxrank.cli.inspect import inspect_command
 from jaxrank.cli.serve import serve
 from jaxrank.errors import JaxrankError
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, serve.",
+    help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, explain, serve.",
 )
 
 
@@ -52,9 +53,12 @@ _EXTRAS = {
     "onnx": "convert",
     "jax": "compile",
     "flax": "compile",
+    "iree": "compile",
+    "matplotlib": "compile",
 }
 
 app.command("convert", epilog=CONVERT_EXAMPLES)(_reporting_errors(convert_command))
 app.command("compile")(_reporting_errors(compile_command))
 app.command("inspect")(_reporting_errors(inspect_command))
+app.command("explain", epilog=EXPLAIN_EXAMPLES)(_reporting_errors(explain_command))
 app.command("serve")(_reporting_errors(serve))

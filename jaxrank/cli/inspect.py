@@ -11,8 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrank import bundle as files
-from jaxrank.cli.report import certificate_table, placement_table
-from jaxrank.manifest import Flops, Manifest
+from jaxrank.cli.precision import precision_table
+from jaxrank.cli.report import certificate_table, engine_table, placement_table
+from jaxrank.errors import BundleError
+from jaxrank.manifest import Flops, Manifest, Target
+from jaxrank.targets import CPU_TARGETS, HOST_CPU, choose_target
+
+_BYTES = {"bool": 1, "float16": 2, "bfloat16": 2}
 
 
 def inspect_command(
@@ -39,10 +44,17 @@ def inspect_command(
     console.print(_signature(manifest, bundle), _tables(manifest), _places(manifest))
     if manifest.flops is not None:
         console.print(_flops(manifest.flops, manifest))
-    console.print(_targets(manifest), certificate_table(manifest.certificate))
+    if manifest.precision:
+        console.print(precision_table(manifest))
+    if manifest.state:
+        console.print(_state(manifest))
+    console.print(_targets(manifest, bundle), *(_costs(t) for t in manifest.targets if t.costs))
+    console.print(certificate_table(manifest.certificate))
     for target in manifest.targets:
         if target.certificate is not None:
             console.print(certificate_table(target.certificate))
+    if manifest.engine_times:
+        console.print(engine_table(manifest))
     if ops:
         console.print(_ops(manifest))
 
@@ -103,17 +115,61 @@ def _flops(flops: Flops, manifest: Manifest) -> Table:
     return table
 
 
-def _targets(manifest: Manifest) -> Table:
-    table = _table("Targets", "target", "engine", "driver", "module", "checked here")
+def _targets(manifest: Manifest, bundle: Path) -> Table:
+    table = _table(
+        "Targets", "target", "engine", "driver", "module", "candidate programs", "notes", "checked here"
+    )
     for t in manifest.targets:
         checked = (
             f"max abs error {t.certificate.max_abs_error:.1e}" if t.certificate else "not run at compile time"
         )
-        table.add_row(t.name, f"{t.engine} ({t.compiler})", t.driver, t.module, checked)
+        programs = ", ".join(["any number of rows", *(f"{p.rows}" for p in t.programs)] if t.module else [])
+        if t.batch is not None:
+            programs += f"; many requests in tiles of {t.batch.rows}"
+        table.add_row(
+            t.name,
+            f"{t.engine} ({t.compiler})",
+            t.driver,
+            "\n".join(t.modules),
+            programs,
+            escape("\n".join(t.notes)),
+            checked,
+        )
     if not manifest.targets:
-        table.add_row("none", "", "", "", "run jaxrank compile")
-    state = sum(math.prod(s.shape) * (1 if s.dtype == "bool" else 4) for s in manifest.state)
-    table.caption = f"state from request to candidate tower: {len(manifest.state)} tensors, {state:,} bytes"
+        table.add_row("none", "", "", "", "", "", "run jaxrank compile")
+    if any(t.name in CPU_TARGETS and t.module for t in manifest.targets):
+        try:
+            chosen = f"this machine's CPU runs {choose_target(bundle, manifest, HOST_CPU).name}"
+        except BundleError as error:
+            chosen = str(error)
+        table.caption = escape(chosen)
+    return table
+
+
+def _costs(target: Target) -> Table:
+    """Measured times: a line for each program, a column for each number of rows."""
+    sizes = sorted({c.rows for c in target.costs})
+    table = _table(
+        f"Measured costs of {target.name}, ms of one call on one stream",
+        "program",
+        *(f"{n:,} candidates" for n in sizes),
+    )
+    for function in dict.fromkeys(c.function for c in target.costs):
+        ms = {c.rows: f"{c.ms:.3f}" for c in target.costs if c.function == function}
+        table.add_row(function, *(ms.get(n, "") for n in sizes))
+    return table
+
+
+def _state(manifest: Manifest) -> Table:
+    """What the request tower hands to the candidate tower, in order."""
+    table = _table("State from request to candidate tower", "name", "dtype", "shape", "bytes")
+    total = 0
+    for tensor in manifest.state:
+        size = math.prod(tensor.shape) * _BYTES.get(tensor.dtype, 4)
+        total += size
+        name = escape(tensor.name) or "unnamed"
+        table.add_row(name, tensor.dtype, escape(str(list(tensor.shape))), f"{size:,}")
+    table.caption = f"{len(manifest.state)} tensors, {total:,} bytes"
     return table
 
 

@@ -3,10 +3,18 @@ bytes."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 from jaxrank.progress import Progress
@@ -25,17 +33,23 @@ class _Stages:
         self._current.append((text, time.monotonic()))
         self.status.update(text)
 
+    def bar(self, description: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        columns = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+        return self._counted(description, total_bytes, *columns)
+
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return self._counted(description, total, MofNCompleteColumn())
+
     @contextmanager
-    def bar(self, description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-        columns = (
-            TextColumn("  {task.description}"), BarColumn(), DownloadColumn(binary_units=True),
-            TransferSpeedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
+    def _counted(
+        self, description: str, total: int, *columns: ProgressColumn
+    ) -> Iterator[Callable[[int], None]]:
         # Only one live display at a time.
         self.status.stop()
         try:
-            with Bars(*columns, console=self._console, transient=True) as bars:
-                task = bars.add_task(description, total=total_bytes)
+            shown = (TextColumn("  {task.description}"), BarColumn(), *columns)
+            with Bars(*shown, console=self._console, transient=True) as bars:
+                task = bars.add_task(description, total=total)
                 yield lambda done: bars.advance(task, done)
         finally:
             self.status.start()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from jaxrank.manifest import Certificate, Signature
+from jaxrank.manifest import Certificate, Manifest, Signature
 
 PLACES = ("unsupported", "host", "dense", "folded")
 
@@ -41,6 +41,23 @@ def certificate_table(certificate: Certificate) -> Table:
             f"{o.top50_overlap:.0%}",
             f"{o.inversions:,} ({o.inversion_share:.2%})" if o.inversions else "0",
         )
+    return table
+
+
+def engine_table(manifest: Manifest) -> Table:
+    """The engines that were compared when the bundle was compiled."""
+    sizes = sorted({int(n) for t in manifest.engine_times for n in t.milliseconds})
+    table = Table(
+        title="Engines, dense half: medians of interleaved runs on the machine that compiled",
+        title_justify="left",
+    )
+    for column in ("target", "engine", "load, s", *(f"{n:,} candidates, ms" for n in sizes), "note"):
+        table.add_column(column, justify="right" if column.endswith("s") else "left", overflow="fold")
+    for t in manifest.engine_times:
+        chosen = manifest.chosen_engines.get(t.target) == t.engine
+        times = [f"{t.milliseconds[str(n)]:.2f}" if str(n) in t.milliseconds else "" for n in sizes]
+        load = "" if t.refused else f"{t.load_seconds:.2f}"
+        table.add_row(t.target, t.engine, load, *times, escape(t.refused) or ("chosen" if chosen else ""))
     return table
 
 

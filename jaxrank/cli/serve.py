@@ -19,6 +19,12 @@ def serve(
     target: Annotated[
         str, typer.Option(help="Which compiled target of the bundles runs: cpu, cuda:sm_80, vulkan.")
     ] = "cpu",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Which engine of that target runs: iree, xla, onnxruntime; default: each bundle's choice."
+        ),
+    ] = None,
     streams: Annotated[
         int | None,
         typer.Option(
@@ -50,6 +56,7 @@ def serve(
             host=host,
             port=port,
             target=target,
+            engine=engine,
             streams=streams,
             workers=workers,
             max_message_mib=max_message_mib,

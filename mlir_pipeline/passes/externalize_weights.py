@@ -2,17 +2,26 @@
 # pyright: reportAttributeAccessIssue=false
 """Moves weights out of a module into named parameters.
 
-Requires: a module of functions. Ensures: no floating-point constant of at least `minimum_bytes` is left; each
-is a parameter of the `model` scope, loaded through one private global, and equal constants share one. So all
-entry points and all targets of a bundle read one weight archive, which the server maps into memory.
+Each is loaded through one private global, and equal constants share one. A parameter's name is made of its
+contents, whatever the order in which a module uses them. So all entry points, programs and targets of a
+bundle read one weight archive, which the server maps into memory.
 """
 
+import hashlib
+import re
+
+import jax.numpy as jnp
 import numpy as np
 from iree.compiler import ir
 
 from jaxrank.bundle import WEIGHTS_SCOPE
+from mlir_pipeline.errors import CompileError
+from mlir_pipeline.passes.program import Pass, Program
 
 MINIMUM_BYTES = 1024
+
+_DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": jnp.bfloat16}
+_HEXADECIMAL = re.compile(r'dense<"0x([0-9A-F]+)">')
 
 
 def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -> dict[str, np.ndarray]:
@@ -31,11 +40,9 @@ def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -
         for op in constants:
             value, kind = op.attributes["value"], op.results[0].type
             if value not in names:
-                array = np.array(ir.DenseElementsAttr(value))
-                if ir.DenseElementsAttr(value).is_splat:
-                    array = np.full(ir.RankedTensorType(kind).shape, array.ravel()[0], np.float32)
-                name = f"weight_{len(names)}"
-                names[value], weights[name] = name, np.ascontiguousarray(array)
+                array = np.ascontiguousarray(_array(value, ir.RankedTensorType(kind)))
+                name = _name(array)
+                names[value], weights[name] = name, array
                 parameter = f'#flow.parameter.named<"{WEIGHTS_SCOPE}"::"{name}">'
                 text = f"util.global private @{name} = {parameter} : {kind}"
                 _prepend(module, ir.Operation.parse(text))
@@ -53,6 +60,27 @@ def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -
     return weights
 
 
+def _name(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(array.tobytes())
+    return f"weight_{digest.hexdigest()[:16]}"
+
+
+def _array(value: ir.Attribute, kind: ir.RankedTensorType) -> np.ndarray:
+    """A constant's elements, in its own type."""
+    elements = ir.DenseElementsAttr(value)
+    dtype = np.dtype(_DTYPES[str(kind.element_type)])
+    if elements.is_splat:
+        return np.full(kind.shape, ir.FloatAttr(elements.get_splat_value()).value, dtype)
+    if dtype != jnp.bfloat16:
+        return np.array(elements)
+    # IREE's bindings give no buffer of bf16; more than a hundred elements are printed as their bytes.
+    digits = _HEXADECIMAL.search(str(value))
+    if digits is None:
+        raise CompileError(f"a weight {kind} is not printed in hexadecimal; use another version of IREE")
+    return np.frombuffer(bytes.fromhex(digits[1]), dtype).reshape(kind.shape)
+
+
 def _prepend(module: ir.Module, op: ir.OpView | ir.Operation) -> None:
     ir.InsertionPoint.at_block_begin(module.body).insert(op)
 
@@ -64,3 +92,19 @@ def _bytes(kind: ir.Type) -> int:
     for dim in kind.shape:
         size *= dim
     return size
+
+
+def _run(program: Program) -> bool:
+    found = externalize_weights(program.module)
+    program.weights.update(found)
+    return bool(found)
+
+
+PASS = Pass(
+    name="externalize-weights",
+    requires="a module of functions",
+    ensures=f"no floating-point constant of {MINIMUM_BYTES} bytes or more is left; each is a parameter of "
+    f"the "
+    f"{WEIGHTS_SCOPE!r} scope",
+    run=_run,
+)

@@ -11,9 +11,10 @@ Rules, for `W` that depends on weights only and a contraction over the last axis
     dot(a ± b, W)  =  dot(a, W) ± dot(b, W)     where a and b are themselves parts of the same concat
 
 Condition: a product is distributed only where some part repeats rows, so that its share is computed once for
-all of them. Effect on target attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of
-width D: from `4 C T D` rows-times-columns to `C T D` for `q * k`, plus `2 C D` for q and `2 T D` for k. Sums
-are added in another order, so scores move by float32 rounding.
+all of them; the parts that do not repeat stay one product, `dot(concat(c, d, ..), W_cd..)`. Effect on target
+attention's `concat(q, k, q - k, q * k) @ W` over C candidates and T steps of width D: from `4 C T D`
+rows-times-columns to `C T D` for `q * k`, plus `2 C D` for q and `2 T D` for k. Sums are added in another
+order, so scores move by float32 rounding.
 """
 
 import functools
@@ -85,9 +86,11 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         if eqn.primitive.name in ("add", "sub"):
             left, right = (dot(v, weights, read, precision) for v in eqn.invars)
             return eqn.primitive.bind(left, right)
-        # Parts that repeat rows in the same way are added up before they are repeated.
+        # Parts that repeat rows in the same way are added up before they are repeated; parts that are all the
+        # candidate's stay one product.
         beside = frozenset(id(root(v)) for v in eqn.invars)
         repeated: dict[Any, Any] = {}
+        together: list[tuple[Any, Any]] = []
         terms, start = [], 0
         for part in eqn.invars:
             width = part.aval.shape[-1]
@@ -98,8 +101,15 @@ def hoist_dots(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
                 inner = dot(producing.invars[0], piece, read, precision)
                 way = (producing.params["broadcast_dimensions"], inner.shape)
                 repeated[way] = lax.add_p.bind(repeated[way], inner) if way in repeated else inner
-            else:
+            elif pays(part, beside):
                 terms.append(dot(part, piece, read, precision, beside))
+            else:
+                together.append((read(part), piece))
+        if together:
+            parts, pieces = [part for part, _ in together], [piece for _, piece in together]
+            whole = lax.concatenate(parts, parts[0].ndim - 1) if len(parts) > 1 else parts[0]
+            numbers = (((whole.ndim - 1,), (0,)), ((), ()))
+            terms.append(lax.dot_general(whole, jnp.asarray(np.concatenate(pieces)), numbers, **precision))
         terms.extend(lax.broadcast_in_dim(total, shape, dims) for (dims, _), total in repeated.items())
         return functools.reduce(lax.add_p.bind, terms)
 

@@ -26,7 +26,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-@pytest.mark.parametrize("command", ["convert", "compile", "inspect", "serve"])
+@pytest.mark.parametrize("command", ["convert", "compile", "inspect", "explain", "serve"])
 def test_help(command: str) -> None:
     done = _run(command, "--help")
     assert done.returncode == 0
@@ -77,6 +77,7 @@ def test_the_whole_road(ranker_saved_model: Path, tmp_path: Path) -> None:
         "vocabulary",
         "TensorFlow graph",
         "saved",
+        "State from request to candidate tower",
         "cpu",
     ):
         assert words in done.stdout
@@ -248,7 +249,10 @@ def test_errors_are_messages_and_leave_nothing(tmp_path: Path) -> None:
 def test_unknown_target(ranker_bundle: Path) -> None:
     done = _run("compile", ranker_bundle, "--target", "tpu")
     assert done.returncode == 2
-    assert "there is no target 'tpu'; targets are: cpu, cuda:sm_75" in done.stderr
+    assert (
+        "there is no target 'tpu'; targets are: cpu, cpu:x86-64-v2, cpu:x86-64-v3, cpu:x86-64-v4, cuda:sm_75"
+        in done.stderr
+    )
     files.verify(ranker_bundle)
 
 

@@ -34,7 +34,20 @@ def test_a_chain_that_also_reads_its_start() -> None:
     )
     (loop,) = steps
     assert isinstance(loop, Loop)
-    assert list(loop.constant_places.values()) == [(0,)]
+    assert [s.text for s in loop.body] == ["_outside_ * self._m0_(_v0_) + _v0_"]
+
+
+def test_a_start_that_is_read_inside_a_merged_statement() -> None:
+    """The same in three statements, which are written as one afterwards."""
+    texts = []
+    for i, x in enumerate((0, 3)):
+        texts += [f"self._m{i}_(_v{x}_)", f"_v0_ * _v{3 * i + 1}_", f"_v{3 * i + 2}_ + _v{x}_"]
+    statements = [Statement([i + 1], text, f"value_{i}", takes=99) for i, text in enumerate(texts)]
+    members = {i: MemberKind(f"cross_{i}", LINEAR) for i in range(2)}
+    steps, results = roll(statements, members, "_v6_", 7)
+    (loop,) = merge(steps, results)
+    assert isinstance(loop, Loop)
+    assert [s.text for s in loop.body] == ["_outside_ * self._m0_(_v0_) + _v0_"]
 
 
 def test_iterations_of_two_statements() -> None:

@@ -8,20 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iree.compiler import ir
 from jax import export
 from jax.extend import core
 
-from mlir_pipeline.compile import trace
+from jaxrank.flax_module import load_flax
+from mlir_pipeline.dump import IrDump
 from mlir_pipeline.flops import dot_flops
-from mlir_pipeline.jaxpr import flat_jaxpr
+from mlir_pipeline.jaxpr import flat_jaxpr, module_path
 from mlir_pipeline.lower import lower
+from mlir_pipeline.passes import drop_shape_assertions, remove_dead_code
 from mlir_pipeline.passes.externalize_weights import externalize_weights
-from mlir_pipeline.passes.legalize_dynamism import legalize_dynamism
+from mlir_pipeline.passes.legalize.legalize_dynamism import legalize_dynamism
+from mlir_pipeline.passes.program import Program
+from mlir_pipeline.passes.run import run_passes
 from mlir_pipeline.rewrites.hoist_dots import hoist_dots
 from mlir_pipeline.rewrites.merge_broadcasts import merge_broadcasts
+from mlir_pipeline.rewriting import trace
 from mlir_pipeline.split import split
 
 STEPS, DIM, HIDDEN = 5, 4, 8
@@ -145,6 +151,7 @@ def _lowered(function: Callable[..., jax.Array]) -> ir.Module:
 
 def test_legalized_module_has_no_dynamic_stablehlo() -> None:
     module = _lowered(_attention)
+    run_passes(Program(module), [drop_shape_assertions.PASS, remove_dead_code.PASS], IrDump(None))
     assert "dynamic_broadcast_in_dim" in str(module) and "shape_assertion" not in str(module)
     changed = [legalize_dynamism(op.operation) for op in module.body.operations]
     assert changed == [False, True]  # the request tower is static
@@ -163,3 +170,12 @@ def test_weights_become_shared_parameters() -> None:
     assert all(w.dtype == np.float32 and w.nbytes >= 64 for w in weights.values())
     for name in weights:
         assert f"@{name}" in text
+
+
+def test_equations_know_their_flax_module(ranker_bundle: Path) -> None:
+    """After every rewrite and the split, the products of a submodule carry its path."""
+    towers = trace(ranker_bundle)
+    products = [e for t in (towers.request, towers.candidate) for e in t.jaxpr.eqns]
+    found = {module_path(e) for e in products if e.primitive.name == "dot_general"}
+    layers = {".".join(map(str, path)) for path, _ in nnx.iter_modules(load_flax(ranker_bundle))}
+    assert found and found - {""} <= layers and len(found) > 1

@@ -1,5 +1,5 @@
-"""A serving host has no TensorFlow and no JAX: nothing of them is loaded by importing or running the
-server."""
+"""A serving host has no TensorFlow, no JAX and no engine but IREE: nothing of them is loaded by importing or
+running the server."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ import pkgutil, sys, importlib, importlib.abc
 from pathlib import Path
 
 HEAVY = (
-    "tensorflow", "jax", "jaxlib", "flax", "keras", "tf2onnx", "onnx", "iree.compiler", "converters",
-    "mlir_pipeline",
+    "tensorflow", "jax", "jaxlib", "flax", "keras", "tf2onnx", "onnx", "onnxruntime", "openvino",
+    "iree.compiler", "safetensors", "matplotlib", "converters", "mlir_pipeline",
 )
 
 class Refuse(importlib.abc.MetaPathFinder):
@@ -28,6 +28,8 @@ import numpy as np
 import serving
 for module in pkgutil.walk_packages(serving.__path__, "serving."):
     importlib.import_module(module.name)
+engines = {f"serving.engines.{name}" for name in ("iree", "onnxruntime", "xla")}
+assert engines <= set(sys.modules), engines - set(sys.modules)
 from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
 

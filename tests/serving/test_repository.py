@@ -85,7 +85,7 @@ def test_a_damaged_manifest(models_dir: Path, ranker_bundle: Path, repository: M
     for broken in (
         text[: len(text) // 2],
         b"[]",
-        text.replace(b'"schema_version": 2', b'"schema_version": 99', 1),
+        text.replace(b'"schema_version": 3', b'"schema_version": 99', 1),
     ):
         (version / files.MANIFEST).write_bytes(broken)
         repository.scan()
@@ -237,7 +237,10 @@ def test_odd_directories_are_ignored(models_dir: Path, ranker_bundle: Path) -> N
 
 
 def test_a_target_that_was_not_compiled(ranker_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="not compiled for 'cuda:sm_86' .it has: cpu, cuda:sm_80, vulkan"):
+    with pytest.raises(
+        BundleError,
+        match="not compiled for 'cuda:sm_86' .it has: cpu with iree, cuda:sm_80 with iree, vulkan",
+    ):
         Model.load(ranker_bundle, target="cuda:sm_86")
 
 

@@ -97,6 +97,8 @@ def _works(code: str, *arguments: object) -> bool:
 
 
 def test_the_caching_allocator_still_fails(vulkan_device: None, ranker_bundle: Path) -> None:
-    """When this fails, `serving/engine.py` can use the caching allocator on every device."""
+    """When this fails, `serving/engines/iree.py` can use the caching allocator on every device."""
     width = files.read_host_program(ranker_bundle).width("request")
-    assert not _works(_WITH_CACHING_ALLOCATOR, ranker_bundle / "vulkan" / "dense.vmfb", width)
+    module = ranker_bundle / "vulkan" / "iree" / "dense.vmfb"
+    assert module.is_file()
+    assert not _works(_WITH_CACHING_ALLOCATOR, module, width)

@@ -194,7 +194,7 @@ class Sizes:
 
     def _of_gather(self, op: ir.Operation, rank: int) -> list[Size]:
         """A static gather's dynamic dimensions are those of its indices, in order."""
-        from mlir_pipeline.passes.gathers import numbers_of
+        from mlir_pipeline.passes.legalize.dimension_numbers import numbers_of
 
         numbers = numbers_of(op)
         batch = [s for axis, s in enumerate(self.of(op.operands[1])) if axis != numbers.index_vector_dim]

@@ -1,0 +1,338 @@
+"""The dense half against what a team would otherwise run: `python -m bench dense`.
+
+Models of production width (bench/dense_models.py) are saved by TensorFlow, converted and compiled, each only
+where something has changed, then timed beside five other engines (bench/peers.py) at several numbers of
+candidates, in turns in one process. No engine is timed before its scores are TensorFlow's. Writes
+`bench/results/dense.json` after every model, and at the end a table, a plot beside the JSON, and
+`docs/performance.md`.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.results import NotMeasured, write_results
+from bench.timing import Timing, interleaved
+
+if TYPE_CHECKING:
+    from bench.dense_build import Built
+    from bench.dense_models import DenseModel
+    from bench.peers import Prepare, Task
+
+RESULTS, PAGE = Path("bench/results/dense.json"), Path("docs/performance.md")
+WORK = Path(".cache/bench")
+SIZES = (1, 50, 200, 1000, 5000)
+STATIC_SIZES = (200, 1000)
+TOLERANCE = 1e-5
+"""Largest difference from TensorFlow of an engine that is timed: absolute up to 1, relative beyond. float32
+sums in another order need that much."""
+OUR_NAME, TF_NAME = "jaxrank", "tensorflow"
+_SEED = 4_100
+LARGE = 200
+"""Ratios of the suite are over sizes from here up: what a ranking request has."""
+
+Status = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """Everything that was found out about one model."""
+
+    name: str
+    shape: str
+    request_side: bool
+    columns: tuple[int, int] = (0, 0)
+    """Columns of the request block and of the candidate block."""
+    mflop: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of the source for each candidate, of our request tower, of our candidate tower for each candidate."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    times: dict[int, dict[str, Timing]] = field(default_factory=dict)
+    """By number of candidates, by engine."""
+    dynamic_over_static: dict[int, float] = field(default_factory=dict)
+    error: float = 0.0
+    """Largest of our engine's differences from TensorFlow."""
+    missing: list[NotMeasured] = field(default_factory=list)
+
+    def speedup(self, rows: int, engine: str) -> float | None:
+        """How many times longer the engine takes than ours."""
+        times = self.times.get(rows, {})
+        if OUR_NAME not in times or engine not in times:
+            return None
+        return times[engine].median / times[OUR_NAME].median
+
+    def best_peer(self, rows: int) -> str | None:
+        """The fastest of the engines that are neither ours nor TensorFlow as it is."""
+        times = self.times.get(rows, {})
+        peers = [name for name in times if name not in (OUR_NAME, TF_NAME)]
+        return min(peers, key=lambda name: times[name].median, default=None)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a size is timed: `rounds` turns of `per_round` runs each."""
+
+    rounds: int
+    per_round: int
+    warm: int = 1
+
+
+def effort(rows: int, quick: bool) -> Effort:
+    """More runs where a run is short."""
+    if quick:
+        return Effort(3, 1)
+    return Effort(12, 5) if rows <= 50 else Effort(12, 2) if rows <= 1000 else Effort(7, 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    arguments = _arguments(argv)
+    console = Console()
+    from bench.peers import limit_tensorflow_threads
+    from converters.tensorflow_logs import import_quietly
+
+    import_quietly()
+    limit_tensorflow_threads()
+    from bench.dense_models import MODELS
+
+    chosen = [m for m in MODELS if not arguments.models or m.name in arguments.models]
+    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
+    if unknown:
+        known = ", ".join(m.name for m in MODELS)
+        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
+    measured: list[Measured] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            whole = progress.add_task("models", total=len(chosen))
+            turns = progress.add_task("")
+
+            def status(text: str) -> None:
+                progress.update(turns, description=text)
+
+            for model in chosen:
+                progress.update(whole, description=model.name)
+                found = Measured(model.name, model.shape, model.request_side)
+                measured.append(found)
+                bar = _Turns(progress, turns)
+                try:
+                    measure(found, model, arguments.work, arguments.sizes, arguments.quick, status, bar)
+                except Exception as error:  # one model less is no reason to lose the others
+                    reason = f"{type(error).__name__}: {_first_line(error)}"
+                    found.missing.append(NotMeasured(name=model.name, why=reason))
+                _write(arguments.out, measured, arguments)
+                progress.advance(whole)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; what was measured is in {arguments.out}")
+    _write(arguments.out, measured, arguments)
+    _report(console, measured, arguments)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench dense",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  python -m bench dense                                    everything, about half an hour\n"
+        "  python -m bench dense --quick --models din               is it still fast?\n"
+        "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n\n"
+        "docs/performance.md is written only for a full run: all models and sizes, no --quick, no --out.",
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="din, bst, mmoe, ple, dlrm, dcn_v2 (all)"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=_size, default=list(SIZES), metavar="N",
+        help="numbers of candidates (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="three runs of each, and no static modules")
+    parser.add_argument(
+        "--work", type=Path, default=WORK, metavar="DIR",
+        help="models, bundles and modules, kept for the next run (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 5000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of candidates from 1 to 5000")
+    return int(text)
+
+
+class _Turns:
+    """The progress bar of one model's turns."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self.progress, self.task = progress, task
+
+    def begin(self, total: int) -> None:
+        self.progress.reset(self.task, total=total)
+
+    def __call__(self) -> None:
+        self.progress.advance(self.task)
+
+
+def measure(
+    found: Measured,
+    model: "DenseModel",
+    work: Path,
+    sizes: Sequence[int],
+    quick: bool,
+    status: Status = lambda text: None,
+    turns: _Turns | None = None,
+) -> None:
+    """Builds a model, checks every engine and times them; what is found is put into `found` as it is found.
+
+    Raises `JaxrankError` where the model cannot be built.
+    """
+    from bench.dense_build import build
+    from bench.dense_graph import cut_dense_graph
+    from bench.peers import ENGINES, Task
+    from converters.loaders import load
+    from serving.host import HostProgramRunner
+
+    built = build(model, work, status)
+    host = HostProgramRunner(built.bundle, built.manifest)
+    found.columns = (host.program.width("request"), host.program.width("candidate"))
+    if flops := built.manifest.flops:
+        found.mflop = (flops.source_per_candidate / 1e6, flops.request / 1e6, flops.candidate / 1e6)
+    found.seconds = built.seconds
+    status(f"{model.name}: preparing engines")
+    task = Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
+    engines = prepare_engines(ENGINES, task, found)
+    source = load(built.saved)
+    for rows in sizes:
+        features = model.request(rows, _SEED + rows)
+        expected = source.predict(features)
+        wanted = [expected[name] for name in task.graph.outputs]
+        status(f"{model.name}: checking engines at {rows} candidates")
+        calls = {}
+        for name, prepare in engines.items():
+            call = checked(name, prepare, host.run(features), wanted, rows, found)
+            if call is not None:
+                calls[name] = call
+        status(f"{model.name}: timing {rows} candidates")
+        how = effort(rows, quick)
+        if turns is not None:
+            turns.begin(how.rounds * len(calls))
+        found.times[rows] = interleaved(
+            calls, rounds=how.rounds, per_round=how.per_round, warm=how.warm, advance=turns or (lambda: None)
+        )
+    if not quick:
+        for rows in STATIC_SIZES:
+            found.dynamic_over_static[rows] = dynamic_over_static(built, model, rows, status)
+    found.seconds = built.seconds
+
+
+def prepare_engines(
+    engines: Mapping[str, Callable[["Task"], "Prepare"]], task: "Task", found: Measured
+) -> dict[str, "Prepare"]:
+    """The engines that can run the task here; the others are listed as not measured, with the reason."""
+    ready = {}
+    for name, make in engines.items():
+        try:
+            ready[name] = make(task)
+        except ImportError as error:
+            why = f"{error}; pip install 'jaxrank[bench]'"
+            found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=why))
+        except Exception as error:  # engines raise whatever they like
+            found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=_first_line(error)))
+    return ready
+
+
+def checked(
+    name: str, prepare: "Prepare", blocks: Any, wanted: Sequence[np.ndarray], rows: int, found: Measured
+) -> Callable[[], Any] | None:
+    """The engine's call for a request, if its scores are TensorFlow's; otherwise it is listed as not
+    measured."""
+    figure = f"{found.name}/{name}/{rows}"
+    try:
+        call = prepare(blocks)
+        error = largest_error(call(), wanted)
+    except Exception as reason:  # engines raise whatever they like
+        found.missing.append(NotMeasured(name=figure, why=_first_line(reason)))
+        return None
+    if name == OUR_NAME:
+        found.error = max(found.error, error)
+    if not error <= TOLERANCE:
+        why = f"refused: its scores differ from TensorFlow's by {error:.1e}, more than {TOLERANCE:.0e}"
+        found.missing.append(NotMeasured(name=figure, why=why))
+        return None
+    return call
+
+
+def largest_error(outputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """Largest difference of any score: absolute up to 1, relative to TensorFlow's beyond; infinite where a
+    shape is another or a score is not a number."""
+    if len(outputs) != len(wanted) or any(o.size != w.size for o, w in zip(outputs, wanted, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for output, want in zip(outputs, wanted, strict=True):
+        error = np.abs(output.reshape(want.shape).astype(np.float64) - want) / np.maximum(np.abs(want), 1.0)
+        worst = max(worst, float(np.where(np.isnan(error), np.inf, error).max(initial=0.0)))
+    return worst
+
+
+def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: Status) -> float:
+    """Time of a request of `rows` candidates on one stream of our engine, as it plans it for the module that
+    takes any number, over that of a module compiled for exactly `rows`, which takes them in one call."""
+    from bench.dense_build import build_static
+    from serving.engines import load_engine
+    from serving.host import HostProgramRunner
+
+    manifest = build_static(built, rows, status)
+    status(f"{model.name}: timing against a module for exactly {rows} candidates")
+    blocks = HostProgramRunner(built.bundle, built.manifest).run(model.request(rows, _SEED + rows))
+    target = next(t for t in built.manifest.targets if t.name == "cpu")
+    dynamic = load_engine(built.bundle, built.manifest, target, streams=1)
+    static = load_engine(built.directory / f"static_{rows}", manifest, manifest.targets[0], streams=1)
+    try:
+        calls = {"dynamic": lambda: dynamic.run(blocks), "static": lambda: static.run(blocks)}
+        times = interleaved(calls, rounds=12, per_round=2)
+        return times["dynamic"].median / times["static"].median
+    finally:
+        dynamic.close()
+        static.close()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] if lines else type(error).__name__
+
+
+def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
+    from bench.dense_report import figures
+
+    command = "python -m bench dense" + (" --quick" if arguments.quick else "")
+    command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
+    command += "" if tuple(arguments.sizes) == SIZES else f" --sizes {' '.join(map(str, arguments.sizes))}"
+    found, missing = figures(measured)
+    write_results(path, "dense", command, found, missing)
+
+
+def _report(console: Console, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
+    from bench.dense_report import figures, page, plot, table
+
+    console.print(table(measured))
+    for figure in figures(measured)[0]:
+        if "/" not in figure.name:
+            console.print(f"{figure.name:42} {figure.value:.4g} {figure.unit}", highlight=False)
+    for missing in figures(measured)[1]:
+        console.print(f"not measured: {missing.name}: {missing.why}", highlight=False)
+    try:
+        plot(measured, arguments.out.with_suffix(".png"))
+    except ImportError as error:
+        console.print(f"no plot: {error}; pip install 'jaxrank[bench]'")
+    whole = not arguments.models and tuple(arguments.sizes) == SIZES and arguments.out == RESULTS
+    if whole and not arguments.quick:
+        PAGE.write_text(page(measured))

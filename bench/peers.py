@@ -1,0 +1,200 @@
+"""The engines that a team would otherwise run its dense half with, each set up as its own guides say.
+
+An engine takes a request's dense inputs as NumPy arrays and returns NumPy arrays of scores; conversions,
+padding and copies are part of its time. All may use every core.
+
+| engine | runs | shapes |
+|---|---|---|
+| `jaxrank` | the bundle, with the server's own engine | one module for any number of candidates |
+| `tensorflow` | the dense half of the SavedModel's graph in a `tf.function` | any |
+| `tensorflow_xla` | the same with `jit_compile=True` | compiled for each number, not timed |
+| `onnxruntime` | the same graph through tf2onnx, all optimizations | any |
+| `openvino` | the same ONNX graph, latency hint, float32 | compiled for each number, not timed |
+| `jax` | the bundle's Flax module under `jax.jit` | padded; four sizes for each power of two |
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.dense_graph import DenseGraph, dense_inputs
+from jaxrank import bundle as files
+from jaxrank.manifest import Manifest
+from serving.host.program import FeatureBlocks
+
+Call = Callable[[], list[np.ndarray]]
+Prepare = Callable[[FeatureBlocks], Call]
+"""`blocks -> call`: everything up to the request's arrival, then the call that is timed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model's dense half in the forms that engines take."""
+
+    bundle: Path
+    manifest: Manifest
+    graph: DenseGraph
+
+
+CORES = os.cpu_count() or 1
+
+
+def jaxrank_engine(task: Task) -> Prepare:
+    """The server's engine, on feature blocks, with a stream for each core."""
+    from serving.engines import load_engine
+
+    target = next(t for t in task.manifest.targets if t.name == "cpu")
+    engine = load_engine(task.bundle, task.manifest, target)
+    return lambda blocks: partial(engine.run, blocks)
+
+
+def limit_tensorflow_threads() -> None:
+    """One thread for each core, as TensorFlow Serving has by default.
+
+    Raises `RuntimeError` where TensorFlow has started with another number of threads.
+    """
+    import tensorflow as tf
+
+    threading = tf.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(CORES)
+        threading.set_inter_op_parallelism_threads(CORES)
+    except RuntimeError:  # it runs already; 0 is TensorFlow's word for all cores
+        if {threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()} - {
+            0,
+            CORES,
+        }:
+            raise
+
+
+def tensorflow_engine(task: Task, jit_compile: bool = False) -> Prepare:
+    """The dense half's graph as one function, after grappler."""
+    import tensorflow as tf
+
+    names = [s.name for s in task.graph.specs]
+    definition = tf.compat.v1.GraphDef()
+    definition.CopyFrom(task.graph.graph_def)
+    # XLA refuses placeholders, used or not.
+    del definition.node[:]
+    definition.node.extend(n for n in task.graph.graph_def.node if n.name not in names)
+
+    def imported(*inputs: Any) -> list[Any]:
+        return tf.graph_util.import_graph_def(
+            definition,
+            input_map=dict(zip(names, inputs, strict=True)),
+            return_elements=[f"output_{i}:0" for i in range(len(task.graph.outputs))],
+            name="",
+        )
+
+    function = tf.function(imported, input_signature=task.graph.specs, jit_compile=jit_compile)
+    concrete = function.get_concrete_function()
+
+    def prepare(blocks: FeatureBlocks) -> Call:
+        inputs = _dense_inputs(task, blocks)
+
+        def call() -> list[np.ndarray]:
+            found: Any = (function if jit_compile else concrete)(*(tf.constant(i) for i in inputs))
+            return [value.numpy() for value in found]
+
+        return call
+
+    return prepare
+
+
+def onnxruntime_engine(task: Task) -> Prepare:
+    """One session with a thread for each core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = CORES
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(task.graph.onnx(), options, providers=["CPUExecutionProvider"])
+    names = [f"{s.name}:0" for s in task.graph.specs]
+
+    def prepare(blocks: FeatureBlocks) -> Call:
+        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+        return lambda: [np.asarray(value) for value in session.run(None, inputs)]
+
+    return prepare
+
+
+def openvino_engine(task: Task) -> Prepare:
+    """One model for each number of candidates: the CPU plugin plans a static shape better, and its ONNX
+    reader refuses shape arithmetic whose rank it does not see."""
+    import openvino
+
+    core = openvino.Core()
+    names = [f"{s.name}:0" for s in task.graph.specs]
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": CORES,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+    @lru_cache(maxsize=2)
+    def compiled(rows: int) -> Any:
+        model = core.read_model(task.graph.onnx(rows), b"")
+        return core.compile_model(model, "CPU", config).create_infer_request()
+
+    def prepare(blocks: FeatureBlocks) -> Call:
+        request = compiled(len(blocks.candidate))
+        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+
+        def call() -> list[np.ndarray]:
+            found = request.infer(inputs, share_inputs=True, share_outputs=False)
+            return [np.asarray(found[i]) for i in range(len(task.graph.outputs))]
+
+        return call
+
+    return prepare
+
+
+def jax_engine(task: Task) -> Prepare:
+    """XLA on the module that we compile too, before any of our rewrites. `vmap` leaves the user's part of it
+    without candidates."""
+    import jax
+
+    from jaxrank.flax_module import rows_function
+
+    function = jax.jit(rows_function(task.bundle))
+
+    def prepare(blocks: FeatureBlocks) -> Call:
+        rows = len(blocks.candidate)
+        padding = padded(rows) - rows
+
+        def call() -> list[np.ndarray]:
+            candidate = np.pad(blocks.candidate, ((0, padding), (0, 0))) if padding else blocks.candidate
+            return [np.asarray(v)[:rows] for v in function(blocks.request, candidate)]
+
+        return call
+
+    return prepare
+
+
+def padded(rows: int) -> int:
+    """The number of candidates that XLA is compiled for: at most a quarter more, so that a service of 1 to
+    5,000 candidates compiles about 40 shapes."""
+    step = 1 << max(0, rows.bit_length() - 3)
+    return -(-rows // step) * step
+
+
+def _dense_inputs(task: Task, blocks: FeatureBlocks) -> list[np.ndarray]:
+    return dense_inputs(files.read_host_program(task.bundle), blocks.request, blocks.candidate)
+
+
+OURS, TENSORFLOW = "jaxrank", "tensorflow"
+ENGINES: Mapping[str, Callable[[Task], Prepare]] = {
+    OURS: jaxrank_engine,
+    TENSORFLOW: tensorflow_engine,
+    "tensorflow_xla": partial(tensorflow_engine, jit_compile=True),
+    "onnxruntime": onnxruntime_engine,
+    "openvino": openvino_engine,
+    "jax": jax_engine,
+}
+"""Every engine by name; the first is ours, the second is what the others are compared with."""

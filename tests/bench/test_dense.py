@@ -1,0 +1,175 @@
+"""The suite `dense` on a small model, with the real engines."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import dense, dense_models, peers
+from bench.dense import Measured, checked, largest_error, prepare_engines
+from bench.dense_build import build
+from bench.dense_graph import cut_dense_graph
+from bench.peers import Call, Prepare, Task, padded
+from serving.host import HostProgramRunner
+from serving.host.program import FeatureBlocks
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TINY = dense_models.DenseModel(
+    "tiny",
+    lambda: dense_models.DIN(8, (16, 8), 3, 2, (16, 8)),
+    {"user_history": (1, 6), "user_fields": (1, 3), "item_id": (None,), "item_fields": (None, 2)},
+    True,
+    "history 6 x 8",
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def task(work: Path) -> Task:
+    built = build(TINY, work)
+    return Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
+
+
+def _blocks(task: Task, rows: int) -> FeatureBlocks:
+    return HostProgramRunner(task.bundle, task.manifest).run(TINY.request(rows, seed=3))
+
+
+def _scores(task: Task, rows: int) -> list[np.ndarray]:
+    from converters.loaders import load
+
+    expected = load(task.bundle.parent / "saved_model").predict(TINY.request(rows, seed=3))
+    return [expected[name] for name in task.graph.outputs]
+
+
+@pytest.mark.parametrize("engine", list(peers.ENGINES))
+def test_every_engine_gives_tensorflows_scores(engine: str, task: Task) -> None:
+    """One engine object, several numbers of candidates, padded ones among them."""
+    prepare = peers.ENGINES[engine](task)
+    for rows in (1, 7, 50):
+        assert largest_error(prepare(_blocks(task, rows))(), _scores(task, rows)) <= 1e-5
+
+
+def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, on the small model: JSON with the promised names, a plot, and no second compilation."""
+    monkeypatch.setattr(dense_models, "MODELS", (TINY,))
+    monkeypatch.setattr(dense, "STATIC_SIZES", (200,))
+    out = tmp_path / "dense.json"
+    build(TINY, work)
+    stamps = (work / "tiny" / "stamps.json").read_bytes()
+    sizes = ["1", "200", "5000"]
+    dense.main(["--quick", "--sizes", *sizes, "--work", str(work), "--out", str(out)])
+    assert (work / "tiny" / "stamps.json").read_bytes() == stamps
+    document = json.loads(out.read_text())
+    figures = {f["name"]: f for f in document["figures"]}
+    for name in (
+        "speedup_vs_tf_request_side",
+        "speedup_vs_best_peer_request_side",
+        "speedup_vs_tf_min",
+        "ms_per_candidate_5000_over_200",
+    ):
+        assert figures[name]["value"] > 0
+    assert figures["max_abs_error"]["value"] <= 1e-5
+    for engine in peers.ENGINES:
+        for size in sizes:
+            figure = figures[f"tiny/{engine}/{size}"]
+            assert figure["unit"] == "ms" and figure["lo"] <= figure["value"] <= figure["hi"]
+    assert {m["name"] for m in document["not_measured"]} == {
+        "speedup_vs_best_peer_no_request_side",
+        "dynamic_over_static",
+    }
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_module_for_one_shape_gives_the_same_scores(work: Path, task: Task) -> None:
+    from bench.dense_build import build_static
+    from serving.engines import load_engine
+
+    built = build(TINY, work)
+    manifest = build_static(built, 50)
+    engine = load_engine(built.directory / "static_50", manifest, manifest.targets[0], streams=1)
+    try:
+        assert largest_error(engine.run(_blocks(task, 50)), _scores(task, 50)) <= 1e-5
+    finally:
+        engine.close()
+    assert dense.dynamic_over_static(built, TINY, 50, lambda text: None) > 0
+
+
+def test_an_engine_with_wrong_scores_is_refused(task: Task) -> None:
+    def broken(task: Task) -> Prepare:
+        prepare = peers.onnxruntime_engine(task)
+
+        def prepared(blocks: FeatureBlocks) -> Call:
+            call = prepare(blocks)
+            return lambda: [value + np.float32(1e-4) for value in call()]
+
+        return prepared
+
+    found = Measured("tiny", "", True)
+    assert checked("broken", broken(task), _blocks(task, 7), _scores(task, 7), 7, found) is None
+    (missing,) = found.missing
+    assert missing.name == "tiny/broken/7"
+    assert "refused: its scores differ from TensorFlow's by 1.0e-04" in missing.why
+
+
+def test_a_library_that_is_missing_is_reported(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = Measured("tiny", "", True)
+    engines = {"openvino": peers.openvino_engine, "onnxruntime": peers.onnxruntime_engine}
+    assert list(prepare_engines(engines, task, found)) == ["onnxruntime"]
+    (missing,) = found.missing
+    assert missing.name == "tiny/openvino"
+    assert "openvino" in missing.why and "jaxrank[bench]" in missing.why
+
+
+def test_a_model_that_fails_leaves_the_others(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise ValueError("no weights\nat all")
+
+    broken = dense_models.DenseModel("broken", fail, TINY.inputs, True, "none")
+    monkeypatch.setattr(dense_models, "MODELS", (broken, TINY))
+    out = tmp_path / "dense.json"
+    dense.main(["--quick", "--sizes", "7", "--work", str(work), "--out", str(out)])
+    document = json.loads(out.read_text())
+    assert {"name": "broken", "why": "ValueError: no weights at all"} in document["not_measured"]
+    assert "tiny/jaxrank/7" in {f["name"] for f in document["figures"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--models", "dinn"], "there is no model dinn; models are: din, bst", id="model"),
+        pytest.param(["--sizes", "0"], "", id="size"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = partial(dense.main, [*arguments, "--out", str(tmp_path / "dense.json")])
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert message in str(stopped.value) if message else "from 1 to 5000" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_relative_beyond_one() -> None:
+    assert largest_error([np.array([100.001])], [np.array([100.0])]) == pytest.approx(1e-5, rel=1e-3)
+    assert largest_error([np.array([0.5])], [np.array([0.25])]) == 0.25
+    assert largest_error([np.array([np.nan])], [np.array([0.25])]) == float("inf")
+    assert largest_error([np.zeros(2)], [np.zeros(3)]) == float("inf")
+
+
+def test_padding_wastes_at_most_a_quarter() -> None:
+    assert [padded(n) for n in (1, 5, 50, 200, 1000, 5000)] == [1, 5, 56, 224, 1024, 5120]
+    assert all(n <= padded(n) < 1.25 * n or n < 4 for n in range(1, 5001))
