@@ -63,3 +63,13 @@ def choose_target(
 def missing_instruction_sets(target: Target, available: Set[str] | None = None) -> frozenset[str]:
     """What a target's modules may use and a CPU (this machine's by default) does not have."""
     return frozenset(target.instruction_sets) - (instruction_sets() if available is None else available)
+
+
+def on_cpu(name: str) -> bool:
+    """Whether a target of that name is one of the CPU's."""
+    return name.partition(":")[0] == HOST_CPU
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's CPU can run a target."""
+    return on_cpu(target.name) and not missing_instruction_sets(target)

@@ -26,6 +26,7 @@ from jax.errors import InconclusiveDimensionOperation
 from jax.extend import core
 
 from jaxrank.manifest import Manifest
+from jaxrank.towers import CANDIDATE_TILES, REQUEST_BATCH
 from mlir_pipeline.dump import IrDump
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.jaxpr import flat_jaxpr
@@ -34,9 +35,6 @@ from mlir_pipeline.passes.program import Program
 from mlir_pipeline.passes.run import PASSES, run_passes
 from mlir_pipeline.rewriting import trace
 from mlir_pipeline.split import Towers
-
-REQUEST_BATCH = "request_batch"
-CANDIDATE_TILES = "candidate_tiles"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from jaxrank import bundle as files
 from jaxrank.certificate import Example, certify, load_examples
 from jaxrank.manifest import Certificate, KeptMetric, Target
-from mlir_pipeline.batching import CANDIDATE_TILES
-from mlir_pipeline.lower import CANDIDATE_TOWER
+from jaxrank.towers import CANDIDATE_TILES, CANDIDATE_TOWER
 from mlir_pipeline.precision.bounds import as_bounds
 from mlir_pipeline.precision.choice import bounded_examples, check_bounds, check_scores
 from serving.engines.batches import MAX_REQUESTS
@@ -22,8 +21,14 @@ def check(bundle: Path, target: Target) -> tuple[Certificate, tuple[KeptMetric, 
     Returns the certificate, which holds the worst of them, and the worst of the bounds that lower precision
     was held to. Raises `CertificateError` for scores beyond the tolerance or a bound.
     """
-    # The certificate is about the code that will serve: the server's own.
+    # The certificate is about the code that will serve: the server's own. What was written just now is not
+    # verified once more, and the tables are opened once for all programs.
+    from serving.engines import load_engine
+    from serving.host import HostProgramRunner
     from serving.model import Model
+
+    manifest = files.read_manifest(bundle)
+    host = HostProgramRunner(bundle, manifest)
 
     def scores(model: Model, examples: Sequence[Example]) -> list[dict[str, np.ndarray]]:
         if only != CANDIDATE_TILES:
@@ -34,7 +39,7 @@ def check(bundle: Path, target: Target) -> tuple[Certificate, tuple[KeptMetric, 
         return found
 
     examples = load_examples(bundle)
-    constants = {o.output for o in files.read_host_program(bundle).outputs if o.constant}
+    constants = {o.output for o in host.program.outputs if o.constant}
     iree = target.engine == "iree"
     stage = target.name if iree or not target.module else f"{target.name} ({target.engine})"
     certificates, kept = [], []
@@ -43,11 +48,10 @@ def check(bundle: Path, target: Target) -> tuple[Certificate, tuple[KeptMetric, 
     if target.batch is not None:
         programs.append(CANDIDATE_TILES)
     for only in programs:
-        model = Model.load(
-            bundle, target=target.name, engine=target.engine if target.module else None, only=only
-        )
+        engine = load_engine(bundle, manifest, target, only=only) if target.module else None
+        model = Model(manifest, host, engine, target)
         try:
-            found, manifest = scores(model, examples), model.manifest
+            found = scores(model, examples)
             if not manifest.precision:
                 tolerance = manifest.certificate.tolerance
                 certificates.append(certify(stage, examples, found, tolerance, constants))

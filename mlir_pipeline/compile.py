@@ -26,7 +26,7 @@ from jaxrank.errors import BundleError
 from jaxrank.flax_module import dense_outputs
 from jaxrank.manifest import EngineTime, Flops, Manifest, StateTensor, Target
 from jaxrank.progress import Progress, Silent
-from jaxrank.targets import HOST_CPU, missing_instruction_sets
+from jaxrank.targets import HOST_CPU, missing_instruction_sets, on_cpu, runs_here
 from mlir_pipeline.batching import Batch, lower_batch
 from mlir_pipeline.check import check
 from mlir_pipeline.dump import IrDump
@@ -150,7 +150,7 @@ def _confirmed(work: Path, manifest: Manifest, job: _Job) -> Manifest:
     search = msgspec.json.decode((work / files.PRECISION_JSON).read_bytes(), type=Search)
     target = job.targets[0]
     first = next((t for t in manifest.targets if (t.name, t.engine) == (target.name, IREE)), None)
-    if manifest.precision and first is not None and _runs_here(first):
+    if manifest.precision and first is not None and runs_here(first):
         job.progress("timing the whole program in float32 and in the precision that was chosen")
         with tempfile.TemporaryDirectory() as directory:
             base = Path(directory)
@@ -221,7 +221,7 @@ def _compile_towers(directory: Path, manifest: Manifest, towers: Towers, job: _J
         job.dump.write("iree_input.mlir", program.text(weights=False))
     compiled, targets = _kept(directory, manifest, job)
     for target, engine in itertools.product(targets, job.engines):
-        if job.compare and engine != IREE and not _may_run_here(target):
+        if job.compare and engine != IREE and not on_cpu(target.name):
             continue
         job.progress(f"compiling for {target.name} ({engine})")
         place = directory / target.directory / engine
@@ -277,7 +277,7 @@ def _checked(work: Path, manifest: Manifest, job: _Job) -> Manifest:
     manifest = files.write_manifest(work, manifest)
     checked, kept = [], manifest.kept
     for target in manifest.targets:
-        if _may_run_here(target) and target.certificate is None:
+        if on_cpu(target.name) and target.certificate is None:
             missing = ", ".join(sorted(missing_instruction_sets(target)))
             if missing:
                 note = f"not run here: this CPU has no {missing}"
@@ -312,15 +312,6 @@ def _chosen(work: Path, manifest: Manifest, job: _Job) -> Manifest:
         manifest = files.write_manifest(work, manifest)
         manifest = choose_engines(work, manifest, job.names, job.refused, job.progress)
     return manifest
-
-
-def _may_run_here(target: IreeTarget | Target) -> bool:
-    """Whether a target is one of the CPU's."""
-    return target.name.partition(":")[0] == HOST_CPU
-
-
-def _runs_here(target: Target) -> bool:
-    return _may_run_here(target) and not missing_instruction_sets(target)
 
 
 def _without_module(target: IreeTarget) -> Target:

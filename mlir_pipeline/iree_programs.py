@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from jaxrank.cpu import instruction_sets
 from jaxrank.manifest import Manifest, Program, Target
 from jaxrank.progress import Progress
-from mlir_pipeline.batching import CANDIDATE_TILES, Batch
+from jaxrank.towers import CANDIDATE_TILES
+from mlir_pipeline.batching import Batch
 from mlir_pipeline.dump import IrDump
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.iree import IreeTarget, compile_module

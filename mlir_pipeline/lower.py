@@ -9,10 +9,8 @@ from iree.compiler import ir, passmanager
 from jax import export
 from jax.extend import core
 
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.split import Towers
-
-REQUEST_TOWER = "request_tower"
-CANDIDATE_TOWER = "candidate_tower"
 
 
 def lower(

@@ -13,6 +13,7 @@ from jax.extend import core
 
 from jaxrank import bundle as files
 from jaxrank.flax_module import rows_function
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.dump import IrDump
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.jaxpr import flat_jaxpr
@@ -71,8 +72,8 @@ def trace(bundle: Path, rows: int | None = None, dump: IrDump | None = None) -> 
     flat = flat_module(bundle, rows)
     dump.write_jaxpr("traced", flat)
     towers = split(rewritten(flat, dump, steps(bundle)))
-    dump.write_jaxpr("request_tower", towers.request)
-    dump.write_jaxpr("candidate_tower", towers.candidate)
+    dump.write_jaxpr(REQUEST_TOWER, towers.request)
+    dump.write_jaxpr(CANDIDATE_TOWER, towers.candidate)
     return towers
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from jaxrank import bundle as files
 from jaxrank.certificate import load_examples
 from jaxrank.manifest import Cost, Manifest, Program
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
+from mlir_pipeline.interleaved import interleaved
 from mlir_pipeline.iree import IreeTarget, compile_module
-from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER, tile_function
+from mlir_pipeline.lower import tile_function
 from serving.engines.iree import Stream, Weights
 from serving.host import HostProgramRunner
 
@@ -202,19 +204,15 @@ def tuning_steps(rows: Sequence[int]) -> int:
 
 
 def _interleaved(calls: Mapping[Call, Callable[[], object]]) -> dict[Call, float]:
-    seconds: dict[Call, list[float]] = {c: [] for c in calls}
-    for run in calls.values():
-        run()
-    start = time.perf_counter()
-    for i in range(_ROUNDS):
-        for call, run in calls.items():
-            # The one before took the cache; a server runs the same program again and again.
-            run()
-            before = time.thread_time()
-            run()
-            seconds[call].append(time.thread_time() - before)
-        if i + 1 >= _FEWEST_ROUNDS and time.perf_counter() - start > _SECONDS:
-            break
+    seconds = interleaved(
+        calls,
+        warm=1,
+        fewest=_FEWEST_ROUNDS,
+        most=_ROUNDS,
+        seconds=_SECONDS,
+        again=True,
+        clock=time.thread_time,
+    )
     return {c: statistics.median(s) * 1e3 for c, s in seconds.items()}
 
 

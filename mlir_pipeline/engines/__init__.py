@@ -7,8 +7,7 @@ the engines of a bundle. Another distribution adds an engine with an entry point
 `jaxrank.engine_builders` (an `EngineBuilder`) beside its `jaxrank.engines`.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from jaxrank.manifest import Manifest, Target
 from mlir_pipeline.engines.onnxruntime import build_onnxruntime
 from mlir_pipeline.engines.xla import build_xla
 from mlir_pipeline.errors import CompileError
+from mlir_pipeline.passes.externalize_weights import parameter_name
 from mlir_pipeline.split import Towers
 
 ENTRY_POINTS = "jaxrank.engine_builders"
@@ -80,12 +80,11 @@ def _builder(engine: str) -> EngineBuilder:
         raise CompileError(f"the builder {point.value} of {engine!r} does not load: {error!r}") from error
 
 
-def names_of(weights: Mapping[str, np.ndarray]) -> WeightName:
-    """Finds arrays in the archive by their contents."""
+def names_of(weights: Container[str]) -> WeightName:
+    """Finds arrays in the archive, which has `weights`, by their contents."""
 
-    def key(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
-        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-        return array.dtype.name, array.shape, digest
+    def name_of(array: np.ndarray) -> str | None:
+        name = parameter_name(array)
+        return name if name in weights else None
 
-    names = {key(array): name for name, array in weights.items()}
-    return lambda array: names.get(key(array))
+    return name_of

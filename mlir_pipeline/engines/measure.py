@@ -1,17 +1,19 @@
 """Compares the engines of a target on the machine that compiles, and chooses the fastest."""
 
+import functools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from msgspec.structs import replace
 
 from jaxrank.certificate import load_examples
 from jaxrank.manifest import EngineTime, Manifest
+from jaxrank.targets import runs_here
+from mlir_pipeline.interleaved import interleaved
 from serving.engines import Engine, load_engine
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
@@ -21,18 +23,6 @@ CANDIDATES = (200, 1000)
 RUNS = 25
 """Runs of each engine and size after two that do not count. They take turns, so that what else the machine
 does slows all alike."""
-
-
-class Named(Protocol):
-    """A target of the compiler or of the manifest."""
-
-    @property
-    def name(self) -> str: ...
-
-
-def runs_here(target: Named) -> bool:
-    """Whether this machine can run a target: those of the CPU."""
-    return target.name.partition(":")[0] == "cpu"
 
 
 def choose_engines(
@@ -91,12 +81,10 @@ def _requests(bundle: Path, manifest: Manifest) -> dict[int, FeatureBlocks]:
 
 def _medians(engines: dict[str, Engine], requests: dict[int, FeatureBlocks]) -> dict[str, dict[int, float]]:
     """Milliseconds by engine and number of candidates."""
-    samples: dict[str, dict[int, list[float]]] = {e: {n: [] for n in requests} for e in engines}
-    for turn in range(-2, RUNS):
-        for rows, blocks in requests.items():
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                engine.run(blocks)
-                if turn >= 0:
-                    samples[name][rows].append((time.perf_counter() - start) * 1e3)
-    return {e: {n: statistics.median(s) for n, s in by.items()} for e, by in samples.items()}
+    calls = {
+        (name, rows): functools.partial(engine.run, blocks)
+        for rows, blocks in requests.items()
+        for name, engine in engines.items()
+    }
+    times = interleaved(calls, warm=2, fewest=RUNS, most=RUNS)
+    return {e: {n: 1e3 * statistics.median(times[e, n]) for n in requests} for e in engines}

@@ -7,11 +7,11 @@ import numpy as np
 
 from jaxrank import bundle as files
 from jaxrank.manifest import Manifest, Target
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.split import Towers
-from serving.engines.onnxruntime import PROGRAM_SCHEMA, OnnxProgram
-from serving.engines.weights import WeightSpec
+from serving.engines.onnxruntime import PROGRAM_SCHEMA
+from serving.engines.weights import TowerProgram, WeightSpec
 
 
 def build_onnxruntime(
@@ -49,7 +49,7 @@ def build_onnxruntime(
             for t in model.graph.initializer
             if t.data_location == onnx.TensorProto.EXTERNAL
         )
-    program = OnnxProgram(schema_version=PROGRAM_SCHEMA, towers=names, weights=weights)
+    program = TowerProgram(schema_version=PROGRAM_SCHEMA, towers=names, weights=weights)
     files.write_json(directory / "program.json", program)
     return Target(
         name=target,

@@ -13,8 +13,8 @@ from jax.extend import core
 
 from jaxrank import bundle as files
 from jaxrank.manifest import Manifest, Target
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.split import Towers
 from serving.engines.weights import WeightSpec
 from serving.engines.xla import PROGRAM_SCHEMA, XlaProgram

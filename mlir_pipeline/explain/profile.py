@@ -22,8 +22,8 @@ from jaxrank import bundle as files
 from jaxrank.certificate import load_examples
 from jaxrank.cpu import instruction_sets
 from jaxrank.manifest import Manifest, StateTensor, Target
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER
 
 _TIMEOUT_SECONDS = 300
 _MICROSECONDS = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}

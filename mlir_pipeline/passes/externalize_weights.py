@@ -41,7 +41,7 @@ def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -
             value, kind = op.attributes["value"], op.results[0].type
             if value not in names:
                 array = np.ascontiguousarray(_array(value, ir.RankedTensorType(kind)))
-                name = _name(array)
+                name = parameter_name(array)
                 names[value], weights[name] = name, array
                 parameter = f'#flow.parameter.named<"{WEIGHTS_SCOPE}"::"{name}">'
                 text = f"util.global private @{name} = {parameter} : {kind}"
@@ -60,7 +60,8 @@ def externalize_weights(module: ir.Module, minimum_bytes: int = MINIMUM_BYTES) -
     return weights
 
 
-def _name(array: np.ndarray) -> str:
+def parameter_name(array: np.ndarray) -> str:
+    """An array's name in the weight archive, made of its contents."""
     digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
     digest.update(array.tobytes())
     return f"weight_{digest.hexdigest()[:16]}"

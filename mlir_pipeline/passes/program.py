@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from iree.compiler import ir
 
+from mlir_pipeline.jaxpr import module_of
+
 # Names in a location are quoted; so are file names, which a line number follows.
 _NAME = re.compile(r'"([^"]*)"(?!:\d)')
-_MODULE_SCOPE = re.compile(r"@([\w.]+)")
 _REFUSED = "jaxrank.refused"
 
 
@@ -69,8 +70,7 @@ class Pass:
 
 def module_path(op: ir.Operation) -> str:
     """Path of the Flax module that an operation's location names; empty for the model's own body."""
-    scopes = _MODULE_SCOPE.findall(" ".join(_NAME.findall(str(op.location))))
-    return scopes[-1] if scopes else ""
+    return module_of(" ".join(_NAME.findall(str(op.location))))
 
 
 def mark_refused(op: ir.Operation, reason: str) -> None:

@@ -4,7 +4,6 @@
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from jaxrank.certificate import load_examples
 from jaxrank.manifest import Manifest, PrecisionFormat
 from mlir_pipeline.dump import IrDump
 from mlir_pipeline.errors import CompileError
+from mlir_pipeline.explain.cost import evaluated
+from mlir_pipeline.interleaved import interleaved
 from mlir_pipeline.iree import IreeTarget, compile_module
 from mlir_pipeline.lower import export_function
 from mlir_pipeline.passes.program import Program
@@ -90,7 +91,7 @@ def time_products(
     for kind in kinds:
         arguments = _arguments(kind.product, candidates)
         calls = {f: functools.partial(functions(f"{kind.name}_{f}"), *arguments) for f in FORMATS}
-        times = interleaved(calls)
+        times = _interleaved(calls)
         for chosen in FORMATS:
             taken = without_noise(times["f32"], times[chosen])
             for module_path in kind.copies:
@@ -115,7 +116,7 @@ def time_programs(
             listed = replace(made, files={files.WEIGHTS: ""} if has_weights else {})
             compiled = next(t for t in made.targets if t.name == target)
             engines[name] = load_engine(directory, listed, compiled)
-        return interleaved({name: (lambda e=engine: e.run(blocks)) for name, engine in engines.items()})
+        return _interleaved({name: (lambda e=engine: e.run(blocks)) for name, engine in engines.items()})
     finally:
         for engine in engines.values():
             engine.close()
@@ -126,21 +127,8 @@ def kinds_of(closed: core.ClosedJaxpr) -> int:
     return len(_kinds(products(closed)))
 
 
-def interleaved(calls: Mapping[PrecisionFormat | str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, after two that are not counted."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-        call()
-    start = time.perf_counter()
-    while len(next(iter(times.values()))) < _ROUNDS or (
-        time.perf_counter() - start < _SECONDS_EACH and len(next(iter(times.values()))) < 200
-    ):
-        for name, call in calls.items():
-            before = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - before)
-    return times
+def _interleaved(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    return interleaved(calls, warm=2, fewest=_ROUNDS, most=200, seconds=_SECONDS_EACH)
 
 
 def without_noise(base: Sequence[float], other: Sequence[float]) -> float:
@@ -189,9 +177,7 @@ def _alone(product: Product, rows: Any) -> core.ClosedJaxpr:
 def _arguments(product: Product, candidates: int) -> list[np.ndarray]:
     rng = np.random.default_rng(1)
     inputs = [v for v, w in zip(product.equation.invars, product.weights, strict=True) if w is None]
-    shapes = [
-        [d if isinstance(d, int) else d._evaluate({"n": candidates}) for d in v.aval.shape] for v in inputs
-    ]
+    shapes = [[evaluated(d, candidates) for d in v.aval.shape] for v in inputs]
     return [rng.normal(size=shape).astype(np.float32) for shape in [*shapes, [candidates, 1]]]
 
 

@@ -23,13 +23,11 @@ import numpy as np
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Cost, Manifest, Program, Target
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_BATCH, REQUEST_TOWER
 from serving.engines.batches import MAX_REQUESTS, WORTH_TILES, Tiles, of_rows, of_tiles, shares, tiled
-from serving.engines.plan import DYNAMIC, Call, Planner
+from serving.engines.plan import Call, Planner
 from serving.engines.transfer import to_host
 from serving.host.program import FeatureBlocks
-
-REQUEST_TOWER = "request_tower"
-REQUEST_BATCH = "request_batch"
 
 
 class IreeEngine:
@@ -54,7 +52,7 @@ class IreeEngine:
         Raises:
             BundleError: a module does not load here, or the target's driver finds no device.
         """
-        programs = [DYNAMIC, *(p.function for p in target.programs)]
+        programs = [CANDIDATE_TOWER, *(p.function for p in target.programs)]
         programs += [target.batch.function] if target.batch is not None else []
         if only is not None and only not in programs:
             raise BundleError(
@@ -98,7 +96,7 @@ class IreeEngine:
 
     def _run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
         count = len(blocks.candidate)
-        plan = self._planner.plan(count) if self._planner else ((Call(DYNAMIC, count, 0, count),),)
+        plan = self._planner.plan(count) if self._planner else ((Call(CANDIDATE_TOWER, count, 0, count),),)
         if len(plan) == 1:
             # On the caller's thread: waking another one takes longer than a small request.
             with self._stream() as stream:
@@ -109,8 +107,9 @@ class IreeEngine:
         # Streams take the next call when they are ready: one on a core that is busy with other work takes
         # fewer. `next` of one iterator is atomic.
         calls = itertools.chain.from_iterable(plan)
-        parts = self._pool.map(lambda _: self._part(state, blocks.candidate, calls), plan)
-        return _joined([piece for part in parts for piece in part])
+        return _joined(
+            self._side_by_side(len(plan), lambda s: _candidates(s, state, blocks.candidate, calls))
+        )
 
     def run_batch(self, requests: Sequence[FeatureBlocks]) -> list[list[np.ndarray]]:
         """The dense outputs of each request, as `run` gives them up to the order of float32 sums.
@@ -158,8 +157,8 @@ class IreeEngine:
             if len(parts) == 1:
                 return of_tiles(_joined(_tiles(stream, batch.function, state, tiles, iter(parts[0]))), tiles)
         ranges = itertools.chain.from_iterable(parts)
-        pieces = self._pool.map(lambda _: self._tiles_part(batch.function, state, tiles, ranges), parts)
-        return of_tiles(_joined([piece for part in pieces for piece in part]), tiles)
+        pieces = self._side_by_side(len(parts), lambda s: _tiles(s, batch.function, state, tiles, ranges))
+        return of_tiles(_joined(pieces), tiles)
 
     def close(self) -> None:
         """Ends the streams after the calls that run now. A later call is an error."""
@@ -194,21 +193,20 @@ class IreeEngine:
     def _request(self, stream: "Stream", request_block: np.ndarray) -> list[np.ndarray]:
         return stream.call(REQUEST_TOWER, [request_block]) if self._has_state else []
 
-    def _part(
-        self, state: Sequence[np.ndarray], candidate_block: np.ndarray, calls: Iterator[Call]
-    ) -> list["_Piece"]:
-        with self._stream() as stream:
-            return _candidates(stream, state, candidate_block, calls)
+    def _side_by_side(self, streams: int, work: Callable[["Stream"], list["_Piece"]]) -> list["_Piece"]:
+        """What `work` gives on each of so many streams at once."""
 
-    def _tiles_part(
-        self, function: str, state: Sequence[np.ndarray], tiles: Tiles, ranges: Iterator[tuple[int, int]]
-    ) -> list["_Piece"]:
-        with self._stream() as stream:
-            return _tiles(stream, function, state, tiles, ranges)
+        def on_one(_: int) -> list[_Piece]:
+            with self._stream() as stream:
+                return work(stream)
+
+        return [piece for part in self._pool.map(on_one, range(streams)) for piece in part]
 
     def _opened(self, bundle: Path, target: Target, weights: "Weights") -> "Stream":
         stream = Stream(target.driver, weights)
-        stream.load(bundle / target.module, [REQUEST_TOWER, DYNAMIC] if self._has_state else [DYNAMIC])
+        stream.load(
+            bundle / target.module, [REQUEST_TOWER, CANDIDATE_TOWER] if self._has_state else [CANDIDATE_TOWER]
+        )
         for module in target.modules:
             tiles = [p.function for p in target.programs if p.module == module]
             if tiles:

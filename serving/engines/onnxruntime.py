@@ -7,26 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
-from serving.engines.weights import Weights, WeightSpec
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
+from serving.engines.weights import TowerProgram, Weights, read_program
 from serving.host.program import FeatureBlocks
 
 PROGRAM_SCHEMA = 1
 _CPU_SLICE = 256
 _CPU_SMALLEST_SLICE = 32
-
-
-class OnnxProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """`<target>/onnxruntime/program.json`."""
-
-    schema_version: int
-    towers: dict[str, str]
-    """The model of each tower, beside this file."""
-    weights: dict[str, tuple[WeightSpec, ...]]
 
 
 class OnnxRuntimeEngine:
@@ -50,13 +41,13 @@ class OnnxRuntimeEngine:
                 f"pip install 'jaxrank[onnxruntime]' ({error})"
             ) from error
         self._path = bundle / target.module
-        self._program = _read_program(self._path)
+        self._program = read_program(self._path, TowerProgram, PROGRAM_SCHEMA)
         self._weights = Weights(bundle)
         self._row_wise, self._on_cpu = manifest.row_wise, target.driver == "cpu"
         self.streams = streams or ((os.cpu_count() or 1) if self._on_cpu else 1)
         self._providers = _providers(self._path, target, onnxruntime.get_available_providers())
-        self._request = self._session(onnxruntime, "request_tower") if manifest.state else None
-        self._candidate = self._session(onnxruntime, "candidate_tower")
+        self._request = self._session(onnxruntime, REQUEST_TOWER) if manifest.state else None
+        self._candidate = self._session(onnxruntime, CANDIDATE_TOWER)
         self._inputs = [i.name for i in self._candidate.get_inputs()]
         self._outputs = [o.name for o in self._candidate.get_outputs()]
         self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="onnxruntime")
@@ -88,7 +79,7 @@ class OnnxRuntimeEngine:
         return self._candidate.run(self._outputs, feeds)
 
     def _slices(self, count: int) -> list[slice]:
-        """As IREE's engine cuts: slices keep activations in the cache, and every core has one."""
+        """Slices keep activations in the cache, and every core has one."""
         if not self._on_cpu or not self._row_wise:
             return [slice(0, count)]
         parts = max(-(-count // _CPU_SLICE), min(self.streams, count // _CPU_SMALLEST_SLICE), 1)
@@ -127,16 +118,3 @@ def _providers(path: Path, target: Target, available: Sequence[str]) -> list[str
             f"{', '.join(available)}; install onnxruntime-gpu in place of onnxruntime"
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-
-def _read_program(path: Path) -> OnnxProgram:
-    try:
-        program = msgspec.json.decode(path.read_bytes(), type=OnnxProgram)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(f"{path} is damaged: {error}; copy the bundle again") from error
-    if program.schema_version != PROGRAM_SCHEMA:
-        raise BundleError(f"{path} is of another version of jaxrank; compile the bundle again")
-    outside = [name for name in program.towers.values() if Path(name).name != name]
-    if outside:
-        raise BundleError(f"{path} names a file outside of its directory: {outside[0]!r}; do not use it")
-    return program

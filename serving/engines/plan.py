@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jaxrank.manifest import Cost, Program
-
-DYNAMIC = "candidate_tower"
+from jaxrank.towers import CANDIDATE_TOWER
 
 # Without measured costs: larger slices leave the L2 cache, smaller ones pay more for their dispatches, and
 # packed matrix products compute whole tiles of 16 rows; docs/architecture.md has the measurement.
@@ -64,7 +63,7 @@ class Planner:
     def _plan(self, count: int) -> Plan:
         """Calls that compute each of `count` candidates once. Found once for each number."""
         if not count:
-            return ((Call(DYNAMIC, 0, 0, 0),),)
+            return ((Call(CANDIDATE_TOWER, 0, 0, 0),),)
         if self._covers is None:
             return self._slices(count)
         plan, start = [], 0
@@ -72,7 +71,9 @@ class Planner:
             calls = []
             for function, rows in self._covers.calls(share):
                 stop = min(start + rows, count)
-                calls.append(Call(function, rows if function != DYNAMIC else stop - start, start, stop))
+                calls.append(
+                    Call(function, rows if function != CANDIDATE_TOWER else stop - start, start, stop)
+                )
                 start = stop
             plan.append(tuple(calls))
         return tuple(plan)
@@ -84,7 +85,7 @@ class Planner:
         used = min(self._streams, parts)
         parts = min(-(-parts // used) * used, tiles)
         edges = [min(tiles * i // parts * _TILE, count) for i in range(parts + 1)]
-        calls = [Call(DYNAMIC, b - a, a, b) for a, b in itertools.pairwise(edges)]
+        calls = [Call(CANDIDATE_TOWER, b - a, a, b) for a, b in itertools.pairwise(edges)]
         return tuple(tuple(calls[parts * i // used : parts * (i + 1) // used]) for i in range(used))
 
     def _shares(self, count: int, covers: "_Covers") -> list[int]:
@@ -113,10 +114,10 @@ class _Covers:
 
     def __init__(self, tiles: Sequence[Program], costs: Sequence[Cost], max_candidates: int):
         measured = {(c.function, c.rows): c.ms for c in costs}
-        self._dynamic = sorted((c.rows, c.ms) for c in costs if c.function == DYNAMIC)
+        self._dynamic = sorted((c.rows, c.ms) for c in costs if c.function == CANDIDATE_TOWER)
         programs = [[(t.function, t.rows, measured[t.function, t.rows])] for t in tiles]
         if self._dynamic:
-            programs.append([(DYNAMIC, rows, ms) for rows, ms in self._dynamic])
+            programs.append([(CANDIDATE_TOWER, rows, ms) for rows, ms in self._dynamic])
         alone = [self._cover(calls, max_candidates) for calls in programs]
         mixed = self._cover([call for calls in programs for call in calls], max_candidates)
         self._chosen = [mixed]
@@ -139,12 +140,12 @@ class _Covers:
 
     def _cover(self, calls: Sequence[tuple[str, int, float]], max_candidates: int) -> "_Cover":
         """By dynamic programming: a cover of n rows is a first call and the cheapest cover of the rest."""
-        largest = max((rows for function, rows, _ in calls if function == DYNAMIC), default=0)
+        largest = max((rows for function, rows, _ in calls if function == CANDIDATE_TOWER), default=0)
         total, first = [0.0], [("", 0)]
         for n in range(1, max_candidates + 1):
-            best = (self._interpolated(n), DYNAMIC, n) if n <= largest else (float("inf"), "", 0)
+            best = (self._interpolated(n), CANDIDATE_TOWER, n) if n <= largest else (float("inf"), "", 0)
             for function, rows, ms in calls:
-                if rows <= n or function != DYNAMIC:
+                if rows <= n or function != CANDIDATE_TOWER:
                     best = min(best, (ms + total[max(n - rows, 0)], function, rows))
             total.append(best[0])
             first.append(best[1:])

@@ -1,8 +1,10 @@
-"""The weight archive of a bundle, mapped into memory: one file that the programs of all engines share."""
+"""What the engines beside IREE read of a bundle: their `program.json`, and the weight archive, mapped into
+memory, that the programs of all engines share."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import iree.runtime as rt
 import msgspec
@@ -18,6 +20,33 @@ class WeightSpec(msgspec.Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+class TowerProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """`<target>/<engine>/program.json`; an engine adds what else it needs."""
+
+    schema_version: int
+    towers: dict[str, str]
+    """The file of each tower, beside this one."""
+    weights: dict[str, tuple[WeightSpec, ...]]
+    """The arrays of the archive that each tower takes, in order."""
+
+
+P = TypeVar("P", bound=TowerProgram)
+
+
+def read_program(path: Path, kind: type[P], schema_version: int) -> P:
+    """Raises `BundleError`: a damaged file, one of another version, or one that names files elsewhere."""
+    try:
+        program = msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; copy the bundle again") from error
+    if program.schema_version != schema_version:
+        raise BundleError(f"{path} is of another version of jaxrank; compile the bundle again")
+    outside = [name for name in program.towers.values() if Path(name).name != name]
+    if outside:
+        raise BundleError(f"{path} names a file outside of its directory: {outside[0]!r}; do not use it")
+    return program
 
 
 class Weights:

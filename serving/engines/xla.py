@@ -1,7 +1,7 @@
 """The dense half on JAX's XLA (PJRT): compiled when the model is loaded, once for each tile of candidates.
 
 A bundle holds the towers as `jax.export` artifacts: StableHLO in a flatbuffer, no pickle and no code of
-Python. XLA compiles for known shapes only, so the bundle names *tiles* (8, 32, ... rows); each is compiled
+Python. XLA compiles for known shapes only, so the bundle names *tiles* (8, 64, ... rows); each is compiled
 at load, on one set of weights. A request is covered by tiles, and the last one is padded: no request waits
 for a compiler.
 """
@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
-from serving.engines.weights import Weights, WeightSpec
+from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
+from serving.engines.weights import TowerProgram, Weights, WeightSpec, read_program
 from serving.host.program import FeatureBlocks
 
 PROGRAM_SCHEMA = 1
@@ -28,17 +28,12 @@ _CUSTOM_CALL = re.compile(r"custom_call\s*@(\w+)")
 _HARMLESS_CALLS = {"shape_assertion"}
 
 
-class XlaProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """`<target>/xla/program.json`."""
+class XlaProgram(TowerProgram, frozen=True, kw_only=True):
+    """The weights of a tower are its leading arguments."""
 
-    schema_version: int
     tiles: tuple[int, ...]
     """Rows of the candidate block that the tower is compiled for, ascending."""
     candidate_width: int
-    towers: dict[str, str]
-    """The artifact of each tower, beside this file."""
-    weights: dict[str, tuple[WeightSpec, ...]]
-    """The leading arguments of each tower."""
 
 
 class XlaEngine:
@@ -61,7 +56,9 @@ class XlaEngine:
             ) from error
         self.streams = streams or 1
         self._path = bundle / target.module
-        self._program = _read_program(self._path)
+        self._program = read_program(self._path, XlaProgram, PROGRAM_SCHEMA)
+        if not self._program.tiles:
+            raise BundleError(f"{self._path} is of another version of jaxrank; compile the bundle again")
         self._weights = Weights(bundle)
         self._device_weights: dict[WeightSpec, Any] = {}
         self._closed = False
@@ -73,7 +70,7 @@ class XlaEngine:
             ) from error
         with jax.default_device(self._device):
             rows = [None, *self._program.tiles] if manifest.state else list(self._program.tiles)
-            lowered = {n: self._lowered("candidate_tower" if n else "request_tower", n) for n in rows}
+            lowered = {n: self._lowered(CANDIDATE_TOWER if n else REQUEST_TOWER, n) for n in rows}
             # XLA's compiler lets other threads run.
             with ThreadPoolExecutor(len(lowered)) as pool:
                 compiled = dict(zip(lowered, pool.map(lambda bound: bound(), lowered.values()), strict=True))
@@ -165,16 +162,3 @@ def _joined(pieces: Sequence[Any], count: int) -> np.ndarray:
     arrays = [np.asarray(piece) for piece in pieces]
     # np.asarray is a view of the device's buffer on a CPU.
     return np.array(arrays[0][:count]) if len(arrays) == 1 else np.concatenate(arrays)[:count]
-
-
-def _read_program(path: Path) -> XlaProgram:
-    try:
-        program = msgspec.json.decode(path.read_bytes(), type=XlaProgram)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(f"{path} is damaged: {error}; copy the bundle again") from error
-    if program.schema_version != PROGRAM_SCHEMA or not program.tiles:
-        raise BundleError(f"{path} is of another version of jaxrank; compile the bundle again")
-    outside = [name for name in program.towers.values() if Path(name).name != name]
-    if outside:
-        raise BundleError(f"{path} names a file outside of its directory: {outside[0]!r}; do not use it")
-    return program

@@ -15,21 +15,9 @@ from bench.dense_graph import cut_dense_graph
 from bench.peers import Call, Prepare, Task, padded
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
+from tests.bench.conftest import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-TINY = dense_models.DenseModel(
-    "tiny",
-    lambda: dense_models.DIN(8, (16, 8), 3, 2, (16, 8)),
-    {"user_history": (1, 6), "user_fields": (1, 3), "item_id": (None,), "item_fields": (None, 2)},
-    True,
-    "history 6 x 8",
-)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")

@@ -14,27 +14,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench import dense_models
 from bench.gpu.pack import KitError, pack, refuse_too_large
 from bench.gpu.torch_source import run_with_numpy, torch_source
 from bench.results import Figure, NotMeasured, write_results
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.jaxpr import flat_jaxpr
+from tests.bench.conftest import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-TINY = dense_models.DenseModel(
-    "tiny",
-    lambda: dense_models.DIN(8, (16, 8), 3, 2, (16, 8)),
-    {"user_history": (1, 6), "user_fields": (1, 3), "item_id": (None,), "item_fields": (None, 2)},
-    True,
-    "history 6 x 8",
-)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from converters.convert import convert
 from jaxrank import bundle as files
 from jaxrank.manifest import Cost, Manifest
+from jaxrank.towers import CANDIDATE_TOWER
 from mlir_pipeline import tune
 from mlir_pipeline.compile import compile_bundle
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.lower import CANDIDATE_TOWER
 from mlir_pipeline.tune import DYNAMIC_ROWS, TILE_ROWS
 from serving.engines.plan import Planner
 from serving.model import Model

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrank.manifest import Cost, Program
-from serving.engines.plan import DYNAMIC, Plan, Planner
+from jaxrank.towers import CANDIDATE_TOWER
+from serving.engines.plan import Plan, Planner
 
 MAX = 600
 
@@ -22,7 +23,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Program], list[Cost]]:
     ms = st.floats(0.01, 100, allow_nan=False)
     tiles = [_program(r) for r in draw(st.sets(st.sampled_from([1, 8, 32, 100, 256]), max_size=4))]
     dynamic = draw(st.sets(st.integers(1, 500), min_size=0 if tiles else 1, max_size=5))
-    costs = [Cost(function=DYNAMIC, rows=r, ms=draw(ms)) for r in sorted(dynamic)]
+    costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=draw(ms)) for r in sorted(dynamic)]
     return tiles, costs + [Cost(function=t.function, rows=t.rows, ms=draw(ms)) for t in tiles]
 
 
@@ -46,8 +47,8 @@ def test_a_plan_covers_every_candidate_once(
     plan = planner.plan(count)
     _check(plan, count, tiles)
     assert len(plan) <= streams
-    largest = max((c.rows for c in costs if c.function == DYNAMIC), default=0)
-    assert all(c.rows <= largest for calls in plan for c in calls if c.function == DYNAMIC)
+    largest = max((c.rows for c in costs if c.function == CANDIDATE_TOWER), default=0)
+    assert all(c.rows <= largest for calls in plan for c in calls if c.function == CANDIDATE_TOWER)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 64))
@@ -92,7 +93,7 @@ def test_programs_are_mixed_only_where_it_is_worth_it() -> None:
     """40 rows: 2.4 ms in one dynamic call, 2.3 as a tile and a rest; then 3.4 against 2.3."""
     tiles = [_program(32)]
     for ms, mixed in ((2.4, False), (3.4, True)):
-        costs = [Cost(function=DYNAMIC, rows=r, ms=m) for r, m in ((8, 0.8), (32, 2.0), (40, ms))]
+        costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=m) for r, m in ((8, 0.8), (32, 2.0), (40, ms))]
         costs.append(Cost(function="candidate_tower_32", rows=32, ms=1.5))
         (calls,) = Planner(tiles, costs, streams=1, max_candidates=100).plan(40)
         assert (len(calls) == 2) == mixed
@@ -100,17 +101,17 @@ def test_programs_are_mixed_only_where_it_is_worth_it() -> None:
 
 def test_padding_where_one_tile_is_cheaper_than_two_calls() -> None:
     tiles = [_program(32)]
-    costs = [Cost(function=DYNAMIC, rows=r, ms=ms) for r, ms in ((1, 1.0), (64, 8.0))]
+    costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=ms) for r, ms in ((1, 1.0), (64, 8.0))]
     costs.append(Cost(function="candidate_tower_32", rows=32, ms=2.0))
     planner = Planner(tiles, costs, streams=1, max_candidates=100)
     ((call,),) = planner.plan(31)
     assert (call.function, call.rows, call.stop) == ("candidate_tower_32", 32, 31)
     (calls,) = planner.plan(33)
-    assert {(c.function, c.rows) for c in calls} == {("candidate_tower_32", 32), (DYNAMIC, 1)}
+    assert {(c.function, c.rows) for c in calls} == {("candidate_tower_32", 32), (CANDIDATE_TOWER, 1)}
 
 
 @pytest.mark.parametrize(("count", "streams"), [(10, 1), (400, 4)])
 def test_a_stream_is_used_where_it_shortens_the_request(count: int, streams: int) -> None:
     """A millisecond for a call and one for 100 rows: 10 candidates are not worth a second stream."""
-    costs = [Cost(function=DYNAMIC, rows=r, ms=1 + r / 100) for r in (1, 1000)]
+    costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=1 + r / 100) for r in (1, 1000)]
     assert len(Planner([], costs, streams=4, max_candidates=5000).plan(count)) == streams

@@ -15,7 +15,7 @@ from converters.convert import convert
 from jaxrank import bundle as files
 from jaxrank.cli import app
 from jaxrank.manifest import Manifest
-from mlir_pipeline.batching import CANDIDATE_TILES
+from jaxrank.towers import CANDIDATE_TILES
 from mlir_pipeline.compile import compile_bundle
 from serving.engines.batches import MAX_REQUESTS, of_tiles, shares, tiled
 from serving.engines.iree import IreeEngine

@@ -1,0 +1,10 @@
+"""Names of a dense program's functions, which the compiler gives and the engines look up."""
+
+REQUEST_TOWER = "request_tower"
+"""`(request_block) -> state`"""
+CANDIDATE_TOWER = "candidate_tower"
+"""`(*state, candidate_block) -> outputs`, for any number of candidates."""
+REQUEST_BATCH = "request_batch"
+"""The request tower for many requests."""
+CANDIDATE_TILES = "candidate_tiles"
+"""The candidate tower for tiles of many requests."""
