@@ -5,8 +5,18 @@ import sys
 
 SUITES = {
     "dense": "the dense half against TensorFlow, XLA, ONNX Runtime and OpenVINO",
+    "tiers": "lookups in memory, RocksDB and a Redis Cluster, and what failures cost",
+    "sparse": "pooled lookups against the memory's roofline, TensorFlow, NumPy and torch",
+    "updates": "lookups under deltas, how fast deltas are applied, and kills while they are",
+    "state": "slices of one request with and without its kept side, and Rank after PrepareRequest",
     "convert": "what the converter takes, and what it costs",
+    "loading": "the latency of a served model while another one loads",
+    "serve": "a server under load beside TensorFlow's, its overhead, and what it answers beyond saturation",
+    "soak": "a server under 1.5 times its load while versions are swapped, every answer checked",
+    "host": "the host half natively, on NumPy and in TensorFlow, and what it costs the allocator",
 }
+_MODULES = {"host": "host_program"}
+"""Of suites that are not their module's name."""
 
 
 def main() -> None:
@@ -19,7 +29,7 @@ def main() -> None:
             print(usage)
             return
         raise SystemExit(f"there is no suite {name!r}\n\n{usage}")
-    importlib.import_module(f"bench.{name}").main(rest)
+    importlib.import_module(f"bench.{_MODULES.get(name, name)}").main(rest)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from rich.console import Console
+
 from rich.progress import Progress
 
 from bench.results import Figure, NotMeasured, write_results
+from jaxrank.cli.console import results_console
 
 if TYPE_CHECKING:
     from tests.converters.onnx_node.conformance import Counts
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.table_step == "convert":
         print(convert_large_model(arguments.directory))
         return
-    console = Console()
+    console = results_console()
     models = convert_zoo(arguments.models)
     for model in models:
         console.print(

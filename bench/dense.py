@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.results import NotMeasured, write_results
 from bench.timing import Timing, interleaved
+from jaxrank.cli.console import results_console
 
 if TYPE_CHECKING:
     from bench.dense_build import Built
@@ -58,6 +59,8 @@ class Measured:
     times: dict[int, dict[str, Timing]] = field(default_factory=dict)
     """By number of candidates, by engine."""
     dynamic_over_static: dict[int, float] = field(default_factory=dict)
+    engine: str = ""
+    """That `--engine auto` chose."""
     error: float = 0.0
     """Largest of our engine's differences from TensorFlow."""
     missing: list[NotMeasured] = field(default_factory=list)
@@ -95,7 +98,7 @@ def effort(rows: int, quick: bool) -> Effort:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = _arguments(argv)
-    console = Console()
+    console = results_console()
     from bench.peers import limit_tensorflow_threads
     from converters.tensorflow_logs import import_quietly
 
@@ -201,7 +204,8 @@ def measure(
     from converters.loaders import load
     from serving.host import HostProgramRunner
 
-    built = build(model, work, status)
+    built = build(model, work, status, engine="auto")
+    found.engine = built.manifest.chosen_engines["cpu"]
     host = HostProgramRunner(built.bundle, built.manifest)
     found.columns = (host.program.width("request"), host.program.width("candidate"))
     if flops := built.manifest.flops:
@@ -284,8 +288,8 @@ def largest_error(outputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -
 
 
 def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: Status) -> float:
-    """Time of a request of `rows` candidates on one stream of our engine, as it plans it for the module that
-    takes any number, over that of a module compiled for exactly `rows`, which takes them in one call."""
+    """Time of a request of `rows` candidates on one stream of IREE's engine, as it plans it for the module
+    that takes any number, over that of a module compiled for exactly `rows`, which takes them in one call."""
     from bench.dense_build import build_static
     from serving.engines import load_engine
     from serving.host import HostProgramRunner
@@ -293,7 +297,8 @@ def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: 
     manifest = build_static(built, rows, status)
     status(f"{model.name}: timing against a module for exactly {rows} candidates")
     blocks = HostProgramRunner(built.bundle, built.manifest).run(model.request(rows, _SEED + rows))
-    target = next(t for t in built.manifest.targets if t.name == "cpu")
+    target = built.manifest.target("cpu", "iree")
+    assert target is not None
     dynamic = load_engine(built.bundle, built.manifest, target, streams=1)
     static = load_engine(built.directory / f"static_{rows}", manifest, manifest.targets[0], streams=1)
     try:

@@ -62,13 +62,16 @@ def build(
     work: Path,
     progress: Callable[[str], None] = lambda text: None,
     target: str = "cpu",
+    engine: str = "iree",
 ) -> Built:
-    """Saves, converts and compiles a model for a target, each only where what it is made from has changed.
+    """Saves, converts and compiles a model for a target and an engine (`auto`: the fastest here), each only
+    where what it is made from has changed.
 
     Raises `JaxrankError`: what the converter or the compiler refuses.
     """
     from converters.convert import convert
     from mlir_pipeline.compile import compile_bundle
+    from mlir_pipeline.engines import AUTO, parse_engines
 
     directory = work / model.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -87,11 +90,11 @@ def build(
         progress(f"{model.name}: compiling")
         shutil.rmtree(bundle, ignore_errors=True)
         shutil.copytree(converted, bundle)
-        compile_bundle(bundle, [target])
+        compile_bundle(bundle, [target], engines=parse_engines(engine), compare=engine == AUTO)
 
     first = _key("convert", f"{model.inputs}", *_MODEL_SOURCES, "converters", "jaxrank")
     stamps.make("convert", first, [converted], make_converted)
-    stamps.make(f"compile{suffix}", _key("compile", first, "mlir_pipeline"), [bundle], make_bundle)
+    stamps.make(f"compile{suffix}", _key("compile", first, "mlir_pipeline", engine), [bundle], make_bundle)
     return Built(model, saved, bundle, files.verify(bundle), stamps.seconds, directory)
 
 

@@ -76,7 +76,8 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
 def _of_model(m: Measured) -> Iterable[Figure]:
     for step in ("convert", "compile"):
         if step in m.seconds:
-            yield Figure(name=f"{m.name}/{step}_s", value=m.seconds[step], unit="s")
+            note = f"runs on {m.engine}" if step == "compile" else ""
+            yield Figure(name=f"{m.name}/{step}_s", value=m.seconds[step], unit="s", note=note)
     source, request, candidate = m.mflop
     if source:
         yield Figure(name=f"{m.name}/source_mflop_per_candidate", value=source, unit="MFLOP")
@@ -221,17 +222,18 @@ def page(measured: Sequence[Measured]) -> str:
         "## Models",
         "",
         "MFLOP are of matrix products: of TensorFlow's graph for each candidate, then ours once for each",
-        "request and for each candidate. Columns are what goes into the dense half.",
+        "request and for each candidate. Columns are what goes into the dense half. The engine is the one",
+        "that `jaxrank compile --engine auto` chose; compiling and timing all of them is in its time.",
         "",
         "| model | sizes | request columns | candidate columns | source | ours, request | ours, candidate |"
-        " compile, s |",
-        "|---|---|---|---|---|---|---|---|",
+        " compile, s | engine |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for m in measured:
         source, request, candidate = m.mflop
         lines.append(
             f"| {m.name} | {m.shape} | {m.columns[0]:,} | {m.columns[1]:,} | {source:.2f} | {request:.2f} | "
-            f"{candidate:.2f} | {m.seconds.get('compile', math.nan):.1f} |"
+            f"{candidate:.2f} | {m.seconds.get('compile', math.nan):.1f} | {m.engine} |"
         )
     lines += [
         "",

@@ -5,7 +5,7 @@ padding and copies are part of its time. All may use every core.
 
 | engine | runs | shapes |
 |---|---|---|
-| `jaxrank` | the bundle, with the server's own engine | one module for any number of candidates |
+| `jaxrank` | the bundle, compiled with `--engine auto` | one program for any number of candidates |
 | `tensorflow` | the dense half of the SavedModel's graph in a `tf.function` | any |
 | `tensorflow_xla` | the same with `jit_compile=True` | compiled for each number, not timed |
 | `onnxruntime` | the same graph through tf2onnx, all optimizations | any |
@@ -45,10 +45,11 @@ CORES = os.cpu_count() or 1
 
 
 def jaxrank_engine(task: Task) -> Prepare:
-    """The server's engine, on feature blocks, with a stream for each core."""
+    """The bundle's engine, on feature blocks, with a stream for each core."""
+    from jaxrank.targets import choose_target
     from serving.engines import load_engine
 
-    target = next(t for t in task.manifest.targets if t.name == "cpu")
+    target = choose_target(task.bundle, task.manifest, "cpu")
     engine = load_engine(task.bundle, task.manifest, target)
     return lambda blocks: partial(engine.run, blocks)
 

@@ -20,6 +20,9 @@ _PACKAGES = (
     "tf2onnx",
     "grpcio",
     "numpy",
+    "rocksdict",
+    "redis",
+    "hiredis",
 )
 
 

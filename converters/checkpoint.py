@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2, trackable_object_graph_pb2
 
 from converters.errors import ConversionError
-from converters.examples.tfrecord import masked_crc
+from jaxrank.tfrecord import masked_crc
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48

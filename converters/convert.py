@@ -2,7 +2,7 @@
 
 import datetime
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replaced
 from functools import wraps
 from importlib import metadata
@@ -30,7 +30,7 @@ from converters.report import (
     sample_scores,
     write_report,
 )
-from converters.source import SourceModel, forget_pages
+from converters.source import SourceModel
 from converters.tables import write_table, write_vocabulary
 from jaxrank import bundle as files
 from jaxrank.certificate import TOLERANCE, Certificate, CertificateError, Example, certify, save_examples
@@ -314,7 +314,7 @@ def _table_uses(plan: Plan) -> tuple[TableUse, ...]:
     writer, operators = plan.layouts[0].writer, plan.program.operators
     uses = []
     for name, weight in writer.tables.items():
-        readers = tuple(
+        readers = _distinct(
             o.name for o in operators if o.attrs.get("table") == name or f"table:{name}" in o.inputs
         )
         dim = int(np.prod(weight.shape[1:], dtype=np.int64))
@@ -347,7 +347,7 @@ def _table_uses(plan: Plan) -> tuple[TableUse, ...]:
                 dim=int(np.prod(row, dtype=np.int64)),
                 dtype=params.dtype.name,
                 bytes=params.shape.num_elements() * params.dtype.size,
-                readers=tuple(layout.flat.source_name(op) for op in ops),
+                readers=_distinct(layout.flat.source_name(op) for op in ops),
             )
         )
     for name, (node, keys, _, _) in writer.vocabularies.items():
@@ -361,10 +361,15 @@ def _table_uses(plan: Plan) -> tuple[TableUse, ...]:
                 dim=1,
                 dtype=keys.name,
                 bytes=contents.values.nbytes,
-                readers=tuple(o.name for o in operators if o.attrs.get("vocabulary") == name),
+                readers=_distinct(o.name for o in operators if o.attrs.get("vocabulary") == name),
             )
         )
     return tuple(uses)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """One lookup may be two operators, of the request's ids and of the candidates'."""
+    return tuple(dict.fromkeys(names))
 
 
 def constants(program: HostProgram) -> set[str]:
@@ -387,7 +392,7 @@ def run_flax(bundle: Path, manifest: Manifest, requests: Sequence[Mapping[str, n
     for features in requests:
         blocks = host.run(features)
         for table in host.tables.values():
-            forget_pages(table)
+            table.forget_pages()
         outputs = rows(blocks.request, blocks.candidate) if names else ()
         dense = {n: np.asarray(v).astype(dtypes[n]) for n, v in zip(names, outputs, strict=True)}
         found.append({**dense, **blocks.outputs})

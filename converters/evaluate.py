@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
+from converters.branches_and_loops import case, conditional, functional_loop, loop_frame, merge, switch
 from converters.control_flow import functionalize
 from converters.dataflow import (
     PASS_THROUGH,
     TABLES,
     VARIABLES,
     Body,
-    argument_itself,
     data_flow_order,
     function_body,
     read,
@@ -30,6 +30,7 @@ from converters.dataflow import (
 from converters.errors import ConversionError, Unsupported, UnsupportedOpsError
 from converters.flat_graph import Dead, FlatGraph, Handle
 from converters.plugins import Lowerings
+from converters.simplifications import as_gather, shape_value, unchanged_input
 from converters.source import TableContents, Weight
 from converters.special_ops import SPECIAL
 from converters.tf_ops import (
@@ -157,21 +158,21 @@ class Evaluator:
             for name, value in self.given.items():
                 node, index = split_name(name)
                 env.setdefault(node, {})[index] = self.constant(value, tf.as_dtype(value.dtype), node)
-            self._frame(self.main, env, results, "")
+            self.frame(self.main, env, results, "")
             if self.unsupported:
                 raise UnsupportedOpsError(self.unsupported)
-            self.flat.results = tuple(self._tensor(read(env, name), name) for name in results)
+            self.flat.results = tuple(self.tensor(read(env, name), name) for name in results)
         self.flat.removed = [r for r in dict.fromkeys(self.flat.removed) if r[0] not in self.kept]
         return self.flat
 
-    def _tensor(self, value: Any, name: str) -> Any:
+    def tensor(self, value: Any, name: str) -> Any:
         if isinstance(value, Handle):
             value = self.materialize(value)
         if not isinstance(value, tf.Tensor):
             raise ConversionError(f"{name} has no value: it is in a branch that is never taken")
         return value
 
-    def _frame(
+    def frame(
         self, body: Body, env: dict[str, dict[int, Any]], results: Sequence[str], prefix: str
     ) -> list[Any]:
         """Evaluates what `results` need in one graph or function body; `env` has the values known so far."""
@@ -183,10 +184,10 @@ class Evaluator:
                 env[node.name] = dict.fromkeys(range(16), Dead())
                 continue
             if node.op in ("Switch", "RefSwitch"):
-                env[node.name] = self._switch(inputs, tags, node.name, above)
+                env[node.name] = switch(self, inputs, tags, node.name, above)
                 continue
             if node.op in ("Merge", "RefMerge"):
-                value, above = self._merge(inputs, [tags_of(tags, t) for t in node.input], node.name)
+                value, above = merge(self, inputs, [tags_of(tags, t) for t in node.input], node.name)
                 env[node.name] = {0: value}
             else:
                 outputs = self._node(node, inputs, env, body, prefix)
@@ -197,70 +198,23 @@ class Evaluator:
                 tags[node.name, -1] = above
         return [read(env, name) for name in results]
 
-    # TF1 conditionals: the values of a branch are tagged with what they depend on; where two meet, the
-    # condition chooses.
-
-    def _switch(
-        self, inputs: list[Any], tags: dict[tuple[str, int], frozenset], name: str, above: frozenset
-    ) -> dict[int, Any]:
-        data, condition = inputs
-        known = self.static(condition)
-        if known is not None:
-            return {int(known): data, 1 - int(known): Dead()}
-        tags[name, 0] = above | {(id(condition), False)}
-        tags[name, 1] = above | {(id(condition), True)}
-        self.made.setdefault(("condition", id(condition)), [condition])
-        return {0: data, 1: data}
-
-    def _merge(self, inputs: list[Any], tags: list[frozenset], name: str) -> tuple[Any, frozenset]:
-        alive = [(v, t) for v, t in zip(inputs, tags, strict=True) if not isinstance(v, Dead)]
-        if len(alive) < 2:
-            return alive[0] if alive else (Dead(), frozenset())
-        (a, tags_a), (b, tags_b) = alive
-        for condition, side in tags_a:
-            if (condition, not side) in tags_b:
-                (predicate,) = self.made["condition", condition]
-                then, otherwise = (a, b) if side else (b, a)
-                rest = frozenset(t for t in tags_a | tags_b if t[0] != condition)
-                return self._select(predicate, then, otherwise, name), rest
-        raise ConversionError(f"{name} merges two branches of different conditions; TensorFlow 1 writes none")
-
-    def _select(self, condition: Any, then: Any, otherwise: Any, name: str) -> Any:
-        if then is otherwise:
-            return then
-        made = tf.raw_ops.SelectV2(
-            condition=condition,
-            t=self._tensor(then, name),
-            e=self._tensor(otherwise, name),
-            name=valid_name(name),
-        )
-        self.flat.sources.setdefault(made.op.name, name)
-        return made
-
     def _node(
         self, node: Any, inputs: list[Any], env: dict[str, dict[int, Any]], body: Body, prefix: str
     ) -> list[Any]:
         name = prefix + node.name
         if node.op in _CALLS or node.op in self.functions:
             function = node.op if node.op in self.functions else node.attr["f"].func.name
-            return self._call(function, inputs, f"{name}/")
+            return self.call(function, inputs, f"{name}/")
         if node.op in ("If", "StatelessIf"):
-            return self._if(node, inputs, name)
+            return conditional(self, node, inputs, name)
         if node.op in ("Case", "StatelessCase"):
-            return self._case(node, inputs, name)
+            return case(self, node, inputs, name)
         if node.op in ("While", "StatelessWhile"):
-            condition, loop = node.attr["cond"].func.name, node.attr["body"].func.name
-            return self._while(
-                lambda values: self._call(condition, values, f"{name}/cond/")[0],
-                lambda values, wanted: self._call(loop, values, f"{name}/", wanted),
-                _unchanging(self.body(loop)),
-                inputs,
-                name,
-            )
+            return functional_loop(self, node, inputs, name)
         if node.op == "_Loop":
-            return self._loop_frame(node, inputs, env, body, prefix)
+            return loop_frame(self, node, inputs, env, body, prefix)
         if node.op in PASS_THROUGH:
-            self._gone(name, node.op, "it does nothing when a model is served")
+            self.gone(name, node.op, "it does nothing when a model is served")
             return inputs
         special = SPECIAL.get(node.op)
         if special is not None:
@@ -280,109 +234,14 @@ class Evaluator:
             self.bodies[function] = function_body(self.functions[function], self.functions)
         return self.bodies[function]
 
-    def _call(
+    def call(
         self, function: str, inputs: Sequence[Any], prefix: str, wanted: Sequence[int] | None = None
     ) -> list[Any]:
         """A function's results, or only those at `wanted`."""
         body = self.body(function)
         env = {name: {0: value} for name, value in zip(body.arguments, inputs, strict=True)}
         results = body.results if wanted is None else [body.results[i] for i in wanted]
-        return self._frame(body, env, results, prefix)
-
-    def _if(self, node: Any, inputs: list[Any], name: str) -> list[Any]:
-        condition, *arguments = inputs
-        branches = [node.attr[f"{side}_branch"].func.name for side in ("then", "else")]
-        known = self.static(condition)
-        if known is not None:
-            self._gone(name, node.op, "its condition is a constant")
-            return self._call(branches[0 if known.reshape(()) else 1], arguments, f"{name}/")
-        if condition.dtype != tf.bool:
-            condition = tf.not_equal(condition, tf.zeros([], condition.dtype))
-        then, otherwise = (
-            self._call(b, arguments, f"{name}/{s}/") for b, s in zip(branches, ("then", "else"), strict=True)
-        )
-        self._gone(name, node.op, "both branches are computed and the condition chooses")
-        return [self._select(condition, a, b, name) for a, b in zip(then, otherwise, strict=True)]
-
-    def _case(self, node: Any, inputs: list[Any], name: str) -> list[Any]:
-        index, *arguments = inputs
-        branches = [f.name for f in node.attr["branches"].list.func]
-        known = self.static(index)
-        last = len(branches) - 1
-        if known is not None:
-            self._gone(name, node.op, "its branch is a constant")
-            at = int(known) if 0 <= int(known) <= last else last
-            return self._call(branches[at], arguments, f"{name}/")
-        found = self._call(branches[last], arguments, f"{name}/branch{last}/")
-        for i in range(last):
-            branch = self._call(branches[i], arguments, f"{name}/branch{i}/")
-            found = [self._select(tf.equal(index, i), a, b, name) for a, b in zip(branch, found, strict=True)]
-        self._gone(name, node.op, "all branches are computed and the index chooses")
-        return found
-
-    def _while(
-        self,
-        condition: Callable[[list[Any]], Any],
-        loop: Callable[[list[Any], Sequence[int]], list[Any]],
-        never: set[int],
-        inputs: list[Any],
-        name: str,
-    ) -> list[Any]:
-        """A loop. `never` are the variables that no trip changes: its parts read them from outside."""
-        fixed = {i for i, v in enumerate(inputs) if i in never or not isinstance(v, tf.Tensor)}
-        varying = [i for i in range(len(inputs)) if i not in fixed]
-
-        def values(current: Sequence[Any]) -> list[Any]:
-            found = list(inputs)
-            for i, value in zip(varying, current, strict=True):
-                found[i] = value
-            return found
-
-        def step(*current: Any) -> list[Any]:
-            outputs = [self._tensor(v, name) for v in loop(values(current), varying)]
-            for i, output in zip(varying, outputs, strict=True):
-                # Lists forget their elements' shapes; a loop variable has the shape that it starts with.
-                if output.shape.is_compatible_with(inputs[i].shape):
-                    output.set_shape(inputs[i].shape)
-            return outputs
-
-        found = tf.while_loop(
-            lambda *current: self._tensor(condition(values(current)), name),
-            step,
-            [inputs[i] for i in varying],
-            shape_invariants=[inputs[i].shape for i in varying],
-            name=valid_name(name.rsplit("/", 1)[-1]),
-        )
-        self.kept.add(name)
-        flat = list(found) if isinstance(found, (list, tuple)) else [found]
-        for tensor in flat:
-            self.flat.sources.setdefault(tensor.op.name, name)
-        return values(flat)
-
-    def _loop_frame(
-        self, node: Any, inputs: list[Any], env: dict[str, dict[int, Any]], body: Body, prefix: str
-    ) -> list[Any]:
-        """A TF1 loop (see `control_flow.functionalize`)."""
-        frame = node.frame
-        outer = {name: {0: v} for name, v in zip(frame.constants, inputs[len(frame.merges) :], strict=True)}
-        merged = Body(body.nodes, [], frame.merges)
-        switched = Body(body.nodes, [], [f"{s}:1" for s in frame.switches])
-
-        def start(names: list[str], values: list[Any], port: int) -> dict[str, dict[int, Any]]:
-            inner = {k: dict(v) for k, v in outer.items()}
-            inner.update((n, {port: v}) for n, v in zip(names, values, strict=True))
-            return inner
-
-        def condition(values: list[Any]) -> Any:
-            return self._frame(merged, start(frame.merges, values, 0), [frame.condition], prefix)[0]
-
-        def loop(values: list[Any], wanted: Sequence[int]) -> list[Any]:
-            inner = start(frame.switches, values, 1)
-            inner.update((n, {0: v}) for n, v in zip(frame.merges, values, strict=True))
-            return self._frame(switched, inner, [frame.next[i] for i in wanted], prefix)
-
-        never = {i for i, n in enumerate(frame.next) if n.split(":")[0] == frame.switches[i]}
-        return self._while(condition, loop, never, inputs[: len(frame.merges)], prefix + node.name)
+        return self.frame(body, env, results, prefix)
 
     def materialize(self, handle: Handle) -> Any:
         """The placeholder (or constant) that stands for a variable or table in the new graph."""
@@ -434,7 +293,7 @@ class Evaluator:
     def static(self, tensor: Any) -> np.ndarray | None:
         return self.known.get(id(tensor))
 
-    def _gone(self, name: str, op: str, why: str) -> None:
+    def gone(self, name: str, op: str, why: str) -> None:
         self.flat.removed.append((self.sources.get(name, name), op, why))
 
     def op(self, node: Any, inputs: list[Any], name: str) -> list[Any]:
@@ -466,12 +325,12 @@ class Evaluator:
             rows = tf.numpy_function(weight.rows, [inputs[1]], inputs[0].dtype, stateful=False)
             rows.set_shape(inputs[1].shape.concatenate(weight.shape[1:]))
             return [rows]
-        if node.op == "StridedSlice" and (indexed := self._indexed(node, inputs, name)) is not None:
+        if node.op == "StridedSlice" and (indexed := as_gather(self, node, inputs, name)) is not None:
             self.flat.sources.setdefault(indexed.op.name, self.sources.get(node.name, name))
             return [indexed]
-        unchanged = self._unchanged(node, inputs)
+        unchanged = unchanged_input(self, node, inputs)
         if unchanged is not None:
-            self._gone(name, node.op, "it changes nothing")
+            self.gone(name, node.op, "it changes nothing")
             return [unchanged]
         folded = self._folded(node, definition, inputs, name)
         if folded is not None:
@@ -480,7 +339,7 @@ class Evaluator:
         # A list is filled by one loop only.
         stateful = definition.is_stateful and node.op != "LookupTableFindV2"  # our tables do not change
         if key in self.made and not stateful and not node.op.startswith("TensorList"):
-            self._gone(name, node.op, "the same computation is there once already")
+            self.gone(name, node.op, "the same computation is there once already")
             return self.made[key]
         made = build_op(node, inputs, valid_name(name))
         for tensor, value in zip(made, self.here or (), strict=False):
@@ -559,12 +418,12 @@ class Evaluator:
         only at this number of rows are left in `here`."""
         self.here = None
         agreed = all(f"{name}:0" in constants for constants in self.with_more_rows)
-        value = self._shape_value(node, inputs)
+        value = shape_value(node, inputs)
         if value is not None:
             if not agreed:
                 self.here = [value]
                 return None
-            self._gone(name, node.op, "a shape that is known")
+            self.gone(name, node.op, "a shape that is known")
             return [self._found(value, tf.as_dtype(value.dtype), name)]
         if not inputs or definition.is_stateful:
             return None
@@ -591,7 +450,7 @@ class Evaluator:
             self.here = arrays
             return None
         frozen = any(weights) or any(id(t) in self.frozen for t in inputs)
-        self._gone(name, node.op, "computed from variables ahead of time" if frozen else "a constant")
+        self.gone(name, node.op, "computed from variables ahead of time" if frozen else "a constant")
         made = [self._found(a, t.dtype, name, i) for i, (a, t) in enumerate(zip(arrays, found, strict=True))]
         if frozen:
             self.frozen.update(map(id, made))
@@ -610,77 +469,6 @@ class Evaluator:
             return None
         if int(self.known[id(inputs[-1])]) != 0 or any(len(p.parts) > 1 for p in parts if p):
             return None
-        self._gone(name, node.op, "partitions of one variable")
+        self.gone(name, node.op, "partitions of one variable")
         whole = Weight(name, tuple(p.parts[0] for p in parts if p))
         return [self._weight(whole, name, name)]
-
-    def _indexed(self, node: Any, inputs: list[Any], name: str) -> Any | None:
-        """`x[:, i, None]` as a gather and new axes: ONNX's Slice wants constants, and tf2onnx writes new
-        axes beside an index as a slice with a step of 1e9. None for other slices."""
-        masks = [node.attr[f"{m}_mask"].i for m in ("begin", "end", "shrink_axis", "new_axis", "ellipsis")]
-        full, full_end, shrink, new, ellipsis = masks
-        known, strides = self.static(inputs[1]), self.static(inputs[3])
-        if ellipsis or strides is None or (strides != 1).any() or (known is not None and not new):
-            return None
-        if known is None and inputs[1].op.type != "Pack":
-            return None
-        entries = range(len(strides))
-        at = next((i for i in entries if (shrink & ~new) >> i & 1), -1)
-        if shrink & ~new != 1 << at if at >= 0 else True:
-            return None
-        if known is None and any(self.static(inputs[1].op.inputs[i]) is None for i in entries if i != at):
-            return None
-        if any(not ((full & full_end) | new) >> i & 1 for i in entries if i != at):
-            return None
-        index = inputs[1].op.inputs[at] if known is None else tf.constant(known[at])
-        if known is not None and known[at] < 0:
-            return None
-        axis = sum(not new >> i & 1 for i in range(at))
-        found = tf.gather(inputs[0], index, axis=axis, name=valid_name(name))
-        for position, i in enumerate(i for i in entries if i != at):
-            if new >> i & 1:
-                found = tf.expand_dims(found, position)
-        return found
-
-    def _shape_value(self, node: Any, inputs: list[Any]) -> np.ndarray | None:
-        if node.op in ("Shape", "Size", "Rank") and inputs[0].shape.rank is not None:
-            dtype = np.dtype(np.int32)
-            if node.op != "Rank":
-                dtype = np.dtype(tf.as_dtype(node.attr["out_type"].type or tf.int32).as_numpy_dtype)
-            if node.op == "Rank":
-                return np.array(inputs[0].shape.rank, dtype)
-            if inputs[0].shape.is_fully_defined():
-                shape = inputs[0].shape.as_list()
-                return np.array(shape if node.op == "Shape" else int(np.prod(shape, dtype=np.int64)), dtype)
-        if node.op == "StridedSlice" and inputs[0].op.type == "Shape":
-            found = tf.get_static_value(build_op(node, inputs, "shape")[0])
-            return None if found is None else np.asarray(found)
-        if (
-            node.op in ("ZerosLike", "OnesLike")
-            and inputs[0].shape.is_fully_defined()
-            and inputs[0].dtype.is_numpy_compatible
-            and inputs[0].dtype != tf.string
-        ):
-            make = np.zeros if node.op == "ZerosLike" else np.ones
-            return make(inputs[0].shape.as_list(), inputs[0].dtype.as_numpy_dtype)
-        return None
-
-    def _unchanged(self, node: Any, inputs: list[Any]) -> Any | None:
-        """The tensor that a Tile by ones, a broadcast to its own shape, or a cast to its own dtype gives
-        back."""
-        if node.op in ("Tile", "BroadcastTo"):
-            argument = self.static(inputs[1])
-            if argument is None or (node.op == "BroadcastTo" and not inputs[0].shape.is_fully_defined()):
-                return None
-            if inputs[1].op.name in self.flat.per_row and self.static(inputs[0]) is not None:
-                return None  # a constant, once for every row
-            same = (argument == 1).all() if node.op == "Tile" else list(argument) == inputs[0].shape.as_list()
-            return inputs[0] if same else None
-        if node.op == "Cast" and node.attr["SrcT"].type == node.attr["DstT"].type:
-            return inputs[0]
-        return None
-
-
-def _unchanging(loop: Body) -> set[int]:
-    """Positions of a loop's variables that its body hands on as they are."""
-    return {i for i, result in enumerate(loop.results) if argument_itself(loop, result) == i}

@@ -29,6 +29,18 @@ class ListHandle:
     element_shape: Any
 
 
+@dataclass(frozen=True)
+class Part:
+    """The elements from `start` to `stop` along an axis."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def of(self, value: np.ndarray) -> np.ndarray:
+        return value[(*[slice(None)] * self.axis, slice(self.start, self.stop))]
+
+
 @dataclass
 class FlatGraph:
     """What is left of a graph.
@@ -39,7 +51,9 @@ class FlatGraph:
     value that was folded, by source tensor. `per_row` has, by constant op, how much its value grows with
     each row (NaN where it does not grow evenly); `growing` are ops of constants whose shape does; `here`
     has the values of tensors that are known at this number of rows only, by name. `tensors` are by source
-    name.
+    name. `joins` are concatenations that the dense half makes of what the host could concatenate, and `parts`
+    has the tensors, by name, that are only a part of the source tensor of their name (see
+    `converters/request_parts.py`).
     `initializers` fill the lookup tables of a live graph.
     """
 
@@ -54,6 +68,8 @@ class FlatGraph:
     growing: set[str] = field(default_factory=set)
     here: dict[str, np.ndarray] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
+    joins: set[str] = field(default_factory=set)
+    parts: dict[str, Part] = field(default_factory=dict)
     initializers: list[Any] = field(default_factory=list)
 
     def source_name(self, op: Any) -> str:

@@ -136,6 +136,8 @@ def cut(
                 "model"
             )
     reasons.update((op.name, "after the lookups") for op in dense)
+    joins = [op for op in dense if op.name in flat.joins]
+    reasons.update((op.name, "joins what is the request's with what is a candidate's") for op in joins)
     return Frontier(
         host=tuple(op for op in data if op in host),
         dense=tuple(dense),
@@ -158,11 +160,27 @@ def is_table_lookup(op: Any, flat: FlatGraph) -> bool:
     return True
 
 
+def repeats_a_constant(op: Any, flat: FlatGraph) -> bool:
+    """Whether the op makes a constant row as often as there are candidates, as a start token before ids."""
+    if op.type not in ("Fill", "Tile", "BroadcastTo") or any(t.op.type != "Const" for t in op.inputs):
+        return False
+    known = flat.here.get(op.outputs[0].name)
+    count, constant = op.inputs if op.type == "Fill" else (op.inputs[1], op.inputs[0])
+    growth = flat.per_row.get(count.op.name)
+    if known is None or known.shape[:1] != (1,) or growth is None or constant.op.name in flat.per_row:
+        return False
+    return growth.tolist() == [1] + [0] * (growth.size - 1)
+
+
 def _host_reason(
     op: Any, host: set[Any], inputs: Mapping[str, Scope], flat: FlatGraph, device_table_limit: int
 ) -> str:
+    if op.name in flat.joins:
+        return ""
     constant = ("Const",)
     data = [t for t in op.inputs if t.op.type not in constant and t.op.name not in flat.weights]
+    if op.type in ("ConcatV2", "Pack"):
+        data = [t for t in data if not repeats_a_constant(t.op, flat)]
     from_host = all(t.op in host or t.op.name in inputs or t.dtype == tf.resource for t in data)
     if is_table_lookup(op, flat) and from_host and data:
         size = op.inputs[0].shape.num_elements() * op.inputs[0].dtype.size

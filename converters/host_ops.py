@@ -21,6 +21,7 @@ from converters.flat_graph import FlatGraph
 from converters.frontier import Frontier, is_table_lookup
 from converters.names import UniqueNames, identifier, table_name
 from converters.source import SourceTensor, Weight
+from converters.tables import ROW_FORMATS
 from jaxrank.host_program import (
     HOST_SCHEMA_VERSION,
     TABLE_PREFIX,
@@ -254,10 +255,8 @@ class HostProgramWriter:
         return weight
 
     def new_table(self, name: str, weight: Weight) -> str:
-        if weight.dtype not in (np.float32, np.float64, np.float16, np.int32, np.int64):
-            raise ConversionError(
-                f"table {name} is {weight.dtype}; tables are float16, float32, float64 or integer"
-            )
+        if weight.dtype.name not in ROW_FORMATS:
+            raise ConversionError(f"table {name} is {weight.dtype}; tables are {', '.join(ROW_FORMATS)}")
         name = UniqueNames((*self.tables, *self.vocabularies)).take(name)
         self.tables[name] = weight
         return name
@@ -403,7 +402,8 @@ class HostProgramWriter:
     def _checked_ids(self, tensor: Any) -> str:
         """A crossing tensor by its host name; ids of tables in the dense half are checked first."""
         name = self.tensor(tensor)
-        users = [op for op in tensor.consumers() if op.name not in self.host]
+        dense = {op.name for op in self.frontier.dense}
+        users = [op for op in tensor.consumers() if op.name in dense]
         rows = [
             int(op.inputs[0].shape[0])
             for op in users

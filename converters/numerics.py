@@ -54,9 +54,10 @@ def _on_request(
         ours = block[:, column.offset : column.offset + width]
         if column.dtype == "int32":
             ours = np.ascontiguousarray(ours).view(np.int32)
-        theirs = np.asarray(expected[_source(layout, tensor)], np.float64).reshape(-1, max(width, 1))[
-            : len(ours)
-        ]
+        theirs = np.asarray(expected[_source(layout, tensor)], np.float64)
+        if tensor.name in layout.flat.parts:
+            theirs = layout.flat.parts[tensor.name].of(theirs)
+        theirs = theirs.reshape(-1, max(width, 1))[: len(ours)]
         error = _error(theirs, ours)
         if error > _TOLERANCE:
             return (
@@ -74,7 +75,10 @@ def _dense_difference(
     tensors = {
         f"t{i}": op.outputs[0]
         for i, op in enumerate(layout.frontier.dense)
-        if op.outputs and op.outputs[0].dtype == tf.float32 and op.outputs[0].shape.is_fully_defined()
+        if op.name not in layout.flat.joins  # no tensor of the source graph
+        and op.outputs
+        and op.outputs[0].dtype == tf.float32
+        and op.outputs[0].shape.is_fully_defined()
     }
     tensors = {n: t for n, t in tensors.items() if t.shape.rank and t.shape[0] == 1}
     proto = to_onnx(layout.flat, layout.frontier, plan.program.columns, tensors)

@@ -18,6 +18,7 @@ from converters.flat_model import FlatModel
 from converters.frontier import Frontier, cut
 from converters.host_ops import HostProgramWriter
 from converters.plugins import Lowerings
+from converters.request_parts import keep_request_parts
 from converters.row_wise import candidates, mixes_candidates, resized
 from converters.source import SourceModel, SourceTensor
 from jaxrank.certificate import TOLERANCE
@@ -101,7 +102,7 @@ class Plan:
             for name, op, why in flat.removed
             if name not in known
         ]
-        return (*kept, *folded)
+        return (*dict.fromkeys(kept), *folded)  # the parts of a concatenation are one op of the source
 
 
 def make_plan(
@@ -208,6 +209,8 @@ def _layout(
         for tensor, spec in zip(source.inputs, signature.inputs, strict=True)
     }
     frontier = cut(flat, scopes_of, device_table_limit, per_row_is_candidate=rows > 1)
+    if rows == 1 and keep_request_parts(flat, frontier):
+        frontier = cut(flat, scopes_of, device_table_limit)
     writer = HostProgramWriter(flat, frontier, source.inputs, rows, repeated)
     program = writer.write(tuple(t.name for t in source.outputs))
     return Layout(rows, flat, frontier, writer, program)

@@ -7,38 +7,50 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import ConversionError
 from converters.source import TableContents, Weight, forget_pages
 from jaxrank.manifest import Table, Vocabulary
+from serving.tables import RowFormat, TableWriteError, TableWriter
 
 Advance = Callable[[int], None]
 
+ROW_FORMATS: dict[str, RowFormat] = {
+    "float32": "f32",
+    "float16": "f16",
+    "float64": "f64",
+    "int32": "i32",
+    "int64": "i64",
+}
+"""The one that holds a variable's dtype as it is."""
+
 
 def write_table(bundle: Path, name: str, weight: Weight, advance: Advance = lambda count: None) -> Table:
-    """Streams a weight to `tables/<name>.npy` as `[rows, dim]`, about 64 MiB at a time. A vector is a table
-    of one column; further dimensions of a row are flattened. `advance` is called with the bytes written."""
+    """Streams a weight to `tables/<name>.table` as `[rows, dim]`, about 64 MiB at a time. A vector is a table
+    of one column; further dimensions of a row are flattened. `advance` is called with the bytes written.
+
+    Raises `ConversionError` for a weight that is not finite, and where there is no room.
+    """
     rows = weight.shape[0] if weight.shape else 1
     dim = int(np.prod(weight.shape[1:], dtype=np.int64))
-    file = f"tables/{name}.npy"
+    file = f"tables/{name}.table"
     path = bundle / file
     path.parent.mkdir(exist_ok=True)
-    # Written through a file, not a memory map: mapped pages would count as memory until they are flushed.
-    with path.open("wb") as out:
-        header = {
-            "descr": np.lib.format.dtype_to_descr(weight.dtype),
-            "fortran_order": False,
-            "shape": (rows, dim),
-        }
-        np.lib.format.write_array_header_1_0(out, header)
-        for chunk in weight.chunks():
-            out.write(np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b"")
-            advance(chunk.nbytes)
-            forget_pages(chunk)
+    row_format = ROW_FORMATS[weight.dtype.name]
+    try:
+        with TableWriter(path, dim, row_format) as writer:
+            for chunk in weight.chunks():
+                writer.append(chunk.reshape(len(chunk), dim))
+                advance(chunk.nbytes)
+                forget_pages(chunk)
+    except TableWriteError as error:
+        raise ConversionError(f"table {name}: {error}") from error
     return Table(
         name=name,
         rows=rows,
         dim=dim,
         dtype=weight.dtype.name,
-        bytes=rows * dim * weight.dtype.itemsize,
+        row_format=row_format,
+        bytes=path.stat().st_size,
         file=file,
     )
 

@@ -1,21 +1,19 @@
-"""A bundle is the directory that is one model version. This file writes one atomically and opens one only if
-every byte is as it was written."""
+"""A bundle is the directory that is one model version. It is written atomically (`staging.py`) and opened
+only if every byte is as it was written."""
 
-import ctypes
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from jaxrank.errors import BundleError, DestinationError
+from jaxrank.digests import Digests
+from jaxrank.errors import BundleError
 from jaxrank.host_program import HOST_SCHEMA_VERSION, HostProgram
 from jaxrank.manifest import SCHEMA_VERSION, Manifest
+from jaxrank.staging import staging as staging
 
 T = TypeVar("T")
 
@@ -62,14 +60,21 @@ def read_host_program(bundle: Path) -> HostProgram:
     return _decode(bundle / HOST_PROGRAM, HostProgram, HOST_SCHEMA_VERSION)
 
 
-def verify(bundle: Path) -> Manifest:
-    """Reads the manifest and checks the sha256 of every file it lists. Raises `BundleError` naming the first
-    that differs."""
+def verify(bundle: Path, digests: Digests | None = None, elsewhere: Container[str] = frozenset()) -> Manifest:
+    """Reads the manifest and checks the sha256 of every file it lists; `digests` remembers them for the rest
+    of the command. Files of `elsewhere` are not looked at, and may be missing. Raises `BundleError` naming
+    the first that differs."""
+    digests = digests or Digests()
     manifest = read_manifest(bundle)
     for path, expected in manifest.files.items():
+        if path in elsewhere:
+            continue
         if not (bundle / path).is_file():
             raise BundleError(f"{bundle / path} is missing but listed in {MANIFEST}; copy the bundle again")
-        found = sha256(bundle / path)
+        try:
+            found = digests.of(bundle / path)
+        except OSError as error:
+            raise BundleError(f"{bundle / path} cannot be read: {error}; copy the bundle again") from error
         if found != expected:
             raise BundleError(
                 f"{bundle / path} is damaged: its sha256 is {found[:16]}…, {MANIFEST} says {expected[:16]}…; "
@@ -78,11 +83,13 @@ def verify(bundle: Path) -> Manifest:
     return manifest
 
 
-def write_manifest(bundle: Path, manifest: Manifest) -> Manifest:
-    """Writes `manifest.json` with the sha256 of every other file now in `bundle`. Returns what was
+def write_manifest(bundle: Path, manifest: Manifest, digests: Digests | None = None) -> Manifest:
+    """Writes `manifest.json` with the sha256 of every other file now in `bundle`; of one that is known to
+    `digests`, which one command may hand from call to call, without reading it again. Returns what was
     written."""
+    digests = digests or Digests()
     files = {
-        path.relative_to(bundle).as_posix(): sha256(path)
+        path.relative_to(bundle).as_posix(): digests.of(path)
         for path in sorted(bundle.rglob("*"))
         if path.is_file() and path != bundle / MANIFEST and "__pycache__" not in path.parts
     }
@@ -92,75 +99,51 @@ def write_manifest(bundle: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def rewrite_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` as it is given, with the sha256 that it has."""
+    work = bundle / f".{MANIFEST}"
+    write_json(work, msgspec.structs.replace(manifest, digest=_digest(manifest)))
+    work.replace(bundle / MANIFEST)
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a struct as indented JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-@contextmanager
-def staging(destination: Path, *, start_from: Path | None = None) -> Iterator[Path]:
-    """A temporary directory beside `destination` that takes its place only if the body succeeds.
-
-    With `start_from` it begins as a copy of that directory. Nothing is left behind on failure; an existing
-    destination stays as it was until the new one is complete. Raises `DestinationError` where the files
-    cannot be written.
-    """
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    except OSError as error:
-        raise DestinationError(f"{destination} cannot be written: {error}; give another place") from error
-    try:
-        if start_from is not None:
-            shutil.copytree(
-                start_from, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        yield work
-        work.chmod(0o755)
-        if destination.exists():
-            _exchange(work, destination)
-        else:
-            os.rename(work, destination)
-    except OSError as error:
-        raise DestinationError(f"writing {destination} failed: {error}; nothing was written") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _exchange(work: Path, destination: Path) -> None:
-    """Swaps two directories, on Linux in one step: a kill leaves one of them whole in either place."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2 and not renameat2(here, os.fsencode(work), here, os.fsencode(destination), exchange):
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-    os.rename(destination, old / destination.name)
-    try:
-        os.rename(work, destination)
-    except OSError:
-        os.rename(old / destination.name, destination)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Digests().of(path)
 
 
 def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
 
 
+def constant_files(manifest: Manifest) -> set[str]:
+    """What compiling a bundle reads and never writes, and what may be large: tables, vocabularies,
+    parameters."""
+    tables = {t.file for t in manifest.tables}
+    return {PARAMS, *tables, *_vocabulary_files(manifest)} & manifest.files.keys()
+
+
+def host_files(manifest: Manifest) -> dict[str, str]:
+    """The sha256 of what gives ids their meaning: the host program and the vocabularies."""
+    return {path: manifest.files[path] for path in (HOST_PROGRAM, *sorted(_vocabulary_files(manifest)))}
+
+
 def _referenced(manifest: Manifest) -> set[str]:
     """Every file that a reader opens by a name in the manifest."""
-    names = {
+    return {
         HOST_PROGRAM,
         *(t.file for t in manifest.tables),
+        *_vocabulary_files(manifest),
         *(module for t in manifest.targets for module in t.modules),
     }
+
+
+def _vocabulary_files(manifest: Manifest) -> set[str]:
+    names: set[str] = set()
     for vocabulary in manifest.vocabularies:
         parts = ["keys", "values"]
         parts += ["offsets"] if vocabulary.key_dtype == "string" else []
@@ -176,6 +159,8 @@ def _decode(path: Path, kind: type[T], schema_version: int) -> T:
         raise BundleError(
             f"{path} does not exist; is {path.parent} a bundle written by `jaxrank convert`?"
         ) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
     except msgspec.DecodeError as error:

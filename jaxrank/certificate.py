@@ -25,8 +25,6 @@ one of them."""
 class CertificateError(JaxrankError):
     """Scores differ from TensorFlow's by more than the tolerance."""
 
-    exit_code = 2
-
 
 @dataclass(frozen=True)
 class Example:
@@ -158,16 +156,19 @@ def save_examples(bundle: Path, examples: Sequence[Example], name: str = files.E
     np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load_examples(bundle: Path, file: str = files.EXAMPLES) -> list[Example]:
-    """Reads what `save_examples` wrote."""
+def load_examples(bundle: Path, file: str = files.EXAMPLES, most: int | None = None) -> list[Example]:
+    """Reads what `save_examples` wrote, the first `most` of it."""
     with np.load(bundle / file, allow_pickle=False) as stored:
+        count = int(stored["count"])
         parts: list[dict[str, dict[str, np.ndarray]]] = [
-            {"in": {}, "out": {}, "label": {}} for _ in range(int(stored["count"]))
+            {"in": {}, "out": {}, "label": {}} for _ in range(count if most is None else min(count, most))
         ]
         for key in stored.files:
             if key == "count":
                 continue
             index, kind, form, name = key.split("/", 3)
+            if int(index) >= len(parts):
+                continue
             value = stored[key]
             if form == "l":
                 continue

@@ -17,10 +17,10 @@ of the System V psABI (https://gitlab.com/x86-psABIs/x86-64-ABI), in Linux's nam
 `abm`, CMPXCHG16B is `cx16`; OSXSAVE shows as `xsave`)."""
 
 
-def instruction_sets() -> frozenset[str]:
+def instruction_sets(root: Path = Path("/")) -> frozenset[str]:
     """Names of this machine's vector and bit instruction sets, as Linux lists them; empty where Linux does
-    not say."""
-    info = Path("/proc/cpuinfo")
+    not say. `root` is where its file system begins."""
+    info = root / "proc/cpuinfo"
     if not info.is_file():
         return frozenset()
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", info.read_text(), re.M)

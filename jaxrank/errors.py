@@ -4,13 +4,13 @@
 class JaxrankError(Exception):
     """Base of every error that jaxrank raises on purpose; the command line prints it without a traceback."""
 
-    exit_code = 1
+    exit_code = 2
+    """Of every command that ends with it: what it was given is refused, as a wrong option is. 1 is left to
+    faults of jaxrank's own and to what is not installed."""
 
 
 class DestinationError(JaxrankError):
     """A bundle cannot be written where it was asked for: no room, no permission, no directory."""
-
-    exit_code = 2
 
 
 class BundleError(JaxrankError):

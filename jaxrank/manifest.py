@@ -5,8 +5,12 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 DEFAULT_MAX_CANDIDATES = 5000
+
+MAX_CANDIDATES = 100_000
+"""That a bundle can be made for. Plans and certificates are made for so many rows, too."""
+
 
 Scope = Literal["request", "candidate"]
 Part = Literal["rows", "sparse_indices", "sparse_values", "sparse_shape", "row_splits", "flat_values"]
@@ -45,14 +49,19 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """An embedding table: `tables/<name>.npy`, a C-contiguous `[rows, dim]` array that the server maps into
-    memory."""
+    """An embedding table: a file that the server maps into memory (docs/tables.md)."""
 
     name: str
     rows: int
     dim: int
     dtype: str
+    """Of the rows that a lookup gives: that of the variable."""
+    row_format: Literal["f32", "f16", "bf16", "int8", "f64", "i32", "i64"]
+    """In which the file holds them."""
+    keyed: bool = False
+    """Whether ids are int64 keys of rows; else they are row numbers."""
     bytes: int
+    """Of the file."""
     file: str
 
 
@@ -108,6 +117,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     """What was run: "flax" or a compile target such as "cpu"."""
     tolerance: float
+    """Of float32. A program in lower precision is held to the manifest's `kept` instead, where there are
+    some; pairs that TensorFlow orders by less count for no inversion in both cases."""
     requests: int
     outputs: tuple[OutputCertificate, ...]
 
@@ -124,6 +135,9 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     source_per_candidate: int
     request: int
     candidate: int
+    uncounted_loops: int = 0
+    """Loops of the compiled program whose number of trips the data decide: what they repeat is counted once,
+    here and in the source graph. The body of any other loop counts as often as it runs."""
 
 
 class StateTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,6 +277,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ops: tuple[OpPlacement, ...]
     certificate: Certificate
     flops: Flops | None = None
+    slice_rows: int = 64
+    """Candidates of one call on a CPU, where no costs were measured."""
     state: tuple[StateTensor, ...] = ()
     precision: tuple[PrecisionRule, ...] = ()
     """Empty where every product is in float32."""

@@ -68,7 +68,7 @@ def lower_batch(bundle: Path, manifest: Manifest, rows: int) -> Batch:
         run_passes(program, PASSES, IrDump(None))
     except (CompileError, InconclusiveDimensionOperation, NotImplementedError) as error:
         return Batch("", rows, {}, f"no program for many requests: {error}")
-    return Batch(program.text(), rows, program.weights, "")
+    return Batch(program.text_with_modules(), rows, program.weights, "")
 
 
 def batched(towers: Towers) -> Towers:

@@ -33,7 +33,8 @@ from mlir_pipeline.dump import IrDump
 from mlir_pipeline.engines import IREE, build, names_of
 from mlir_pipeline.engines.measure import choose_engines
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.flops import dot_flops
+from mlir_pipeline.explain.rewriting import source_cost
+from mlir_pipeline.flops import dot_flops, unknown_loops
 from mlir_pipeline.iree import IreeTarget, parse_target
 from mlir_pipeline.iree_programs import IreeOptions, Tiles, compile_target, lower_all_tiles, with_batch
 from mlir_pipeline.lower import lower
@@ -43,7 +44,11 @@ from mlir_pipeline.precision.choice import Precision, choose
 from mlir_pipeline.precision.search import Search
 from mlir_pipeline.precision.timing import time_programs, without_noise
 from mlir_pipeline.rewriting import MERGES, flat_module, rewritten, trace
+from mlir_pipeline.slices import slice_rows
 from mlir_pipeline.split import Towers, split
+
+# Rows that fill the widest vector registers of x86-64-v2 to v4.
+_TILE_UNIT = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class _Job:
     iree: IreeOptions
     progress: Progress
     dump: IrDump
+    digests: files.Digests = field(default_factory=files.Digests)
     refused: list[EngineTime] = field(default_factory=list)
     """With `compare`, the engines that do not take the model, and why."""
 
@@ -92,35 +98,54 @@ def compile_bundle(
         precision: the formats of the matrix products; None leaves them as the bundle has them.
         data_tiling: whether CPU modules pack matrices into tiles; None measures both and keeps the faster.
         tune: compile tiles of fixed numbers of rows too, and measure all programs that can run here.
-        batch_tile: rows of a tile of IREE's program for many requests (8 to 64 are useful); 0 makes none.
+        batch_tile: rows of a tile of IREE's program for many requests, a multiple of 8 (8 to 64 are
+            useful); 0 makes none.
             Without one, or with a note why there is none, requests of a batch run one by one.
         dump_ir: a new directory for every stage of the dense program up to what IREE is given; after an
             error, up to the stage that failed.
 
     Raises:
-        CompileError: an unknown target, a module that cannot be lowered, a precision that does not fit, or an
-            engine that does not take the model.
+        CompileError: an unknown target, an option that no engine asked for reads, a module that cannot be
+            lowered, a precision that does not fit, or an engine that does not take the model.
         CertificateError: a compiled module's scores differ from TensorFlow's by more than is allowed.
     """
     # This machine's CPU comes first: the levels take its decisions where they cannot be measured here.
     wanted = sorted((parse_target(name) for name in dict.fromkeys(targets)), key=lambda t: t.name != HOST_CPU)
     if not wanted:
         raise CompileError("no target given; name at least one, such as cpu")
+    _check_options(engines, data_tiling=data_tiling, tune=tune, batch_tile=batch_tile)
     options = IreeOptions(data_tiling=data_tiling, tune=tune, batch_tile=batch_tile)
-    job = _Job(wanted, engines, compare, options, progress or Silent(), IrDump(dump_ir))
-    manifest = files.verify(bundle)
-    with files.staging(bundle, start_from=bundle) as work:
+    job = _Job(wanted, engines, compare, options, progress or Silent(), IrDump(dump_ir, bundle))
+    manifest = files.verify(bundle, job.digests)
+    unchanged = files.constant_files(manifest)
+    with files.staging(bundle, start_from=bundle, unchanged=unchanged) as work:
         manifest = replace(manifest, max_candidates=max_candidates or manifest.max_candidates)
         if not dense_outputs(manifest, files.read_host_program(work)):
             job.progress("the host program makes every output: there is nothing to compile")
             manifest = replace(manifest, targets=tuple(_without_module(t) for t in wanted))
-            return files.write_manifest(work, _checked(work, manifest, job))
+            return files.write_manifest(work, _checked(work, manifest, job), job.digests)
         manifest = _with_precision(work, manifest, precision, job)
         manifest = _compile_dense(work, manifest, job)
         if (work / files.PRECISION_JSON).exists() and precision is not None:
             manifest = _confirmed(work, manifest, job)
         manifest = _chosen(work, _checked(work, manifest, job), job)
-        return files.write_manifest(work, manifest)
+        return files.write_manifest(work, manifest, job.digests)
+
+
+def _check_options(engines: Sequence[str], *, data_tiling: bool | None, tune: bool, batch_tile: int) -> None:
+    """Raises `CompileError` for options of IREE's programs where none is made."""
+    given = {"--tune": tune, "--batch-tile": batch_tile > 0, "--data-tiling": data_tiling is not None}
+    unread = [option for option, is_given in given.items() if is_given]
+    if unread and IREE not in engines:
+        raise CompileError(
+            f"{unread[0]} is about the programs of the engine {IREE}, and the engines asked for are: "
+            f"{', '.join(engines)}; leave it out, or add {IREE} to them"
+        )
+    if batch_tile % _TILE_UNIT:
+        raise CompileError(
+            f"--batch-tile {batch_tile} is not a multiple of {_TILE_UNIT}, the rows that vector registers "
+            "take; 16 is a good choice"
+        )
 
 
 def _with_precision(work: Path, manifest: Manifest, precision: Precision | None, job: _Job) -> Manifest:
@@ -138,7 +163,9 @@ def _with_precision(work: Path, manifest: Manifest, precision: Precision | None,
     )
     if choice.search is not None:
         files.write_json(work / files.PRECISION_JSON, choice.search)
-    return files.write_manifest(work, replace(manifest, precision=choice.rules, kept=choice.kept))
+    return files.write_manifest(
+        work, replace(manifest, precision=choice.rules, kept=choice.kept), job.digests
+    )
 
 
 def _confirmed(work: Path, manifest: Manifest, job: _Job) -> Manifest:
@@ -170,7 +197,7 @@ def _confirmed(work: Path, manifest: Manifest, job: _Job) -> Manifest:
         search = replace(search, program_milliseconds=medians, note=verdict(search, medians, faster))
         if search.prefer == "time" and not faster:
             search = replace(search, formats={})
-            manifest = files.write_manifest(work, replace(manifest, precision=(), kept=()))
+            manifest = files.write_manifest(work, replace(manifest, precision=(), kept=()), job.digests)
             manifest = _compile_dense(work, manifest, dataclasses.replace(job, dump=IrDump(None)))
     if not manifest.precision:
         (work / files.PRECISION_EXAMPLES).unlink(missing_ok=True)
@@ -183,6 +210,10 @@ def _compile_dense(work: Path, manifest: Manifest, job: _Job) -> Manifest:
     """Writes the dense program, its weights and its programs for each target and engine. Returns the manifest
     with them."""
     job.progress("tracing the Flax module and splitting it by dataflow")
+    if manifest.row_wise and manifest.flops is not None and not manifest.targets:
+        # The converter counts the products outside of loops: here a loop's trips are known.
+        source = source_cost(work)(1).products
+        manifest = replace(manifest, flops=replace(manifest.flops, source_per_candidate=source))
     return _compile_towers(work, manifest, trace(work, dump=job.dump), job)
 
 
@@ -197,7 +228,9 @@ def _compile_towers(directory: Path, manifest: Manifest, towers: Towers, job: _J
             source_per_candidate=manifest.flops.source_per_candidate if manifest.flops else 0,
             request=dot_flops(towers.request),
             candidate=dot_flops(towers.candidate),
+            uncounted_loops=unknown_loops(towers.request) + unknown_loops(towers.candidate),
         ),
+        slice_rows=slice_rows(towers.candidate),
         state=tuple(
             StateTensor(shape=tuple(a.shape), dtype=str(a.dtype), name=name)
             for a, name in zip(towers.state, towers.names, strict=True)
@@ -217,7 +250,7 @@ def _compile_towers(directory: Path, manifest: Manifest, towers: Towers, job: _J
     text = ""
     if IREE in job.engines:
         run_passes(program, FOR_IREE, job.dump)
-        text = program.text()
+        text = program.text_with_modules()
         job.dump.write("iree_input.mlir", program.text(weights=False))
     compiled, targets = _kept(directory, manifest, job)
     for target, engine in itertools.product(targets, job.engines):
@@ -253,7 +286,7 @@ def _kept(
     stay: what IREE was compiled for is compiled again.
     """
     names = (files.WEIGHTS, files.DENSE)
-    now = {n: files.sha256(directory / n) for n in names if (directory / n).exists()}
+    now = {n: job.digests.of(directory / n) for n in names if (directory / n).exists()}
     if now == {n: manifest.files[n] for n in names if n in manifest.files}:
         return {(t.name, t.engine): t for t in manifest.targets}, list(job.targets)
     others = _others(manifest, job) if IREE in job.engines else []
@@ -274,7 +307,7 @@ def _others(manifest: Manifest, job: _Job) -> list[IreeTarget]:
 def _checked(work: Path, manifest: Manifest, job: _Job) -> Manifest:
     """The manifest with a certificate for each program that has none and runs here. A program that fails is
     an error or, with `compare`, left out."""
-    manifest = files.write_manifest(work, manifest)
+    manifest = files.write_manifest(work, manifest, job.digests)
     checked, kept = [], manifest.kept
     for target in manifest.targets:
         if on_cpu(target.name) and target.certificate is None:
@@ -309,7 +342,7 @@ def _chosen(work: Path, manifest: Manifest, job: _Job) -> Manifest:
     )
     manifest = replace(manifest, chosen_engines=chosen, engine_times=times)
     if job.compare:
-        manifest = files.write_manifest(work, manifest)
+        manifest = files.write_manifest(work, manifest, job.digests)
         manifest = choose_engines(work, manifest, job.names, job.refused, job.progress)
     return manifest
 

@@ -5,5 +5,3 @@ from jaxrank.errors import JaxrankError
 
 class CompileError(JaxrankError):
     """A model or target cannot be compiled; the message names the op or target and says what to do."""
-
-    exit_code = 2

@@ -7,10 +7,12 @@ a processor approximates (exp, tanh, sqrt, ..) are counted apart, as XLA's cost 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jax.extend import core
 
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 ELEMENTWISE = frozenset({
     "abs", "add", "add_any", "and", "ceil", "clamp", "clz", "div", "eq", "floor", "ge", "gt",
     "integer_pow", "is_finite", "le", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or",
@@ -42,30 +44,64 @@ VIEWS = frozenset({
 """The same bytes under another shape."""
 
 
-def dot_flops(closed: core.ClosedJaxpr) -> int:
-    """FLOPs of every `dot_general`, with dimensions that depend on the number of candidates taken as 1. A
-    multiply-add counts as two."""
+def dot_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
+    """FLOPs of every matrix product and convolution, with dimensions that depend on the number of candidates
+    taken as 1. A multiply-add counts as two.
+
+    The body of a scan counts `length` times, a condition as its dearer branch. How often a `while` runs is
+    not known: what it repeats counts once, and `unknown_loops` says how many such loops there are.
+    """
     total = 0
-    for eqn in closed.jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contract, _), _ = eqn.params["dimension_numbers"]
-            lhs, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-            size = math.prod(d if isinstance(d, int) else 1 for d in result)
-            total += 2 * size * math.prod(lhs[d] if isinstance(lhs[d], int) else 1 for d in contract)
+    for eqn in open_jaxpr(jaxpr).eqns:
+        inner = [dot_flops(body) for body in bodies(eqn)]
+        if eqn.primitive.name == "scan":
+            total += inner[0] * _number(eqn.params["length"])
+        elif eqn.primitive.name == "cond":
+            total += max(inner)
+        elif inner:
+            total += sum(inner) if eqn.primitive.name == "while" else inner[0]
+        elif eqn.primitive.name in PRODUCTS:
+            total += product_flops(eqn, _number)
     return total
 
 
-def product_flops(eqn: core.JaxprEqn) -> Any:
+def unknown_loops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
+    """Loops with matrix products whose number of trips the data decide."""
+    total = 0
+    for eqn in open_jaxpr(jaxpr).eqns:
+        inner = bodies(eqn)
+        if eqn.primitive.name == "while" and any(map(dot_flops, inner)):
+            total += 1
+        total += sum(map(unknown_loops, inner))
+    return total
+
+
+def bodies(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The jaxprs that an equation runs: of a call, a loop, or branches."""
+    values = [v for p in eqn.params.values() for v in (p if isinstance(p, (tuple, list)) else (p,))]
+    return [open_jaxpr(v) for v in values if isinstance(v, (core.ClosedJaxpr, core.Jaxpr))]
+
+
+def open_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
+    """A jaxpr without its constants."""
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def _number(dimension: Any) -> int:
+    return dimension if isinstance(dimension, int) else 1
+
+
+def product_flops(eqn: core.JaxprEqn, number: Callable[[Any], Any] = lambda dimension: dimension) -> Any:
     """FLOPs of a `dot_general` or `conv_general_dilated`: an int, or an expression of the number of
-    candidates."""
-    result = math.prod(eqn.outvars[0].aval.shape)
+    candidates. `number` is what a dimension counts as."""
+    result = math.prod(map(number, eqn.outvars[0].aval.shape))
     if eqn.primitive.name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
-        return 2 * result * math.prod(eqn.invars[0].aval.shape[d] for d in contract)
+        return 2 * result * math.prod(number(eqn.invars[0].aval.shape[d]) for d in contract)
     # Each output element reads its window of the input channels of its group. Padding counts as data.
     kernel = eqn.invars[1].aval.shape
     spec = eqn.params["dimension_numbers"].rhs_spec
-    return 2 * result * math.prod(kernel[d] for d in spec[1:])
+    return 2 * result * math.prod(number(kernel[d]) for d in spec[1:])
 
 
 def elementwise_operations(closed: core.ClosedJaxpr, candidates: int = 1000) -> int:

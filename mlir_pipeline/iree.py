@@ -12,6 +12,7 @@ from iree.compiler import version as iree_version
 from jaxrank.cpu import LEVELS, instruction_sets
 from jaxrank.targets import CPU_TARGETS, HOST_CPU
 from mlir_pipeline.errors import CompileError
+from mlir_pipeline.passes.program import modules_in_diagnostics
 
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
 
@@ -95,15 +96,17 @@ def parse_target(name: str) -> IreeTarget:
 def compile_module(module: str, target: IreeTarget, output: Path) -> str:
     """Compiles a module's text to the file `output`.
 
-    Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics.
+    Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics, which name the
+    Flax modules where the text does (`Program.text_with_modules`).
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    module, flags = compiler_input(module, target)
+    compiled, flags = compiler_input(module, target)
     try:
-        iree_tools.compile_str(module, output_file=str(output), extra_args=flags)
+        iree_tools.compile_str(compiled, output_file=str(output), extra_args=flags)
     except iree_tools.CompilerToolError as error:
         output.unlink(missing_ok=True)
-        raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{error}") from error
+        found = modules_in_diagnostics(str(error), module, compiled)
+        raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{found}") from error
     return f"iree {iree_version.VERSION}"
 
 

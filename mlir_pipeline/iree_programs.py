@@ -77,7 +77,7 @@ def lower_all_tiles(work: Path, manifest: Manifest, towers: Towers, weights: Con
             found[rows] = tile.candidate
     if not found:
         return Tiles("", (), tuple(notes))
-    return Tiles(_tiles_program(found).text(), tuple(found), tuple(notes))
+    return Tiles(_tiles_program(found).text_with_modules(), tuple(found), tuple(notes))
 
 
 def _tiles_program(tiles: Mapping[int, core.ClosedJaxpr]) -> Module:
@@ -130,8 +130,10 @@ def compile_target(
         instruction_sets=target.instruction_sets,
         certificate=None,
     )
-    if not options.tune or not target.on_cpu:
+    if not options.tune:
         return compiled
+    if not target.on_cpu:
+        return replace(compiled, notes=(*compiled.notes, "not tuned: the device is not measured here"))
     if not tunable:
         return replace(compiled, notes=(*compiled.notes, "not tuned: this machine's CPU cannot run it"))
     progress(f"tuning {target.name}")

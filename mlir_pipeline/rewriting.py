@@ -30,6 +30,7 @@ from mlir_pipeline.rewrites.slice_pushdown import slice_pushdown
 from mlir_pipeline.rewrites.split_rows import split_rows
 from mlir_pipeline.rewrites.stable_sorts import stable_sorts
 from mlir_pipeline.rewrites.unbatch_dots import unbatch_dots
+from mlir_pipeline.rewrites.unstack_dots import unstack_dots
 from mlir_pipeline.split import Towers, split
 
 Rewrite = Callable[[core.ClosedJaxpr], core.ClosedJaxpr]
@@ -38,6 +39,7 @@ REWRITES: tuple[Rewrite, ...] = (
     stable_sorts,
     known_gathers,
     expand_primitives,
+    unstack_dots,
     slice_pushdown,
     merge_broadcasts,
     split_rows,

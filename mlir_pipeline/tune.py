@@ -24,7 +24,7 @@ from mlir_pipeline.errors import CompileError
 from mlir_pipeline.interleaved import interleaved
 from mlir_pipeline.iree import IreeTarget, compile_module
 from mlir_pipeline.lower import tile_function
-from serving.engines.iree import Stream, Weights
+from serving.engines.streams import Stream, Weights
 from serving.host import HostProgramRunner
 
 TILE_ROWS = (8, 32, 128, 256)

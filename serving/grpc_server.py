@@ -1,10 +1,11 @@
-"""The gRPC server: PredictionService, health checking and reflection on one port, with a clean end."""
+"""The server: its gRPC services, health checking and reflection on one port, REST on another, with a clean
+end."""
 
 import logging
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,54 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from jaxrank.errors import JaxrankError
+from serving.admission import MESSAGE_SECONDS, Admission
+from serving.auth import Access
+from serving.config_watch import ConfigWatch
+from serving.data_plane import DataPlane
+from serving.degradation import Degradation, DegradationError, load_degradation_config
+from serving.errors import LabelError
+from serving.lifecycle import LifecycleOptions
+from serving.lifecycle.shadow import Shadow
+from serving.model_config import ModelConfig
+from serving.monitoring.monitor import Monitor
+from serving.monitoring.options import MonitoringOptions
+from serving.processes import Member
+from serving.protocols.kserve import KServe
+from serving.protocols.kserve_grpc import InferenceService
+from serving.protocols.kserve_rest import KServeRest
+from serving.protocols.lifecycle_rest import LifecycleRest
+from serving.protocols.model_service import ModelService
+from serving.protocols.prediction_service import PredictionService
+from serving.protocols.ranking_service import RankingService
+from serving.protocols.rest_tensorflow import TensorFlowRest
 from serving.repository import ModelRepository
-from serving.servicer import PredictionServicer
-from serving.wire.reflection import SERVICE, public_pool
+from serving.rest_server import RestOptions, RestServer, Routes
+from serving.scheduling import SchedulingOptions
+from serving.state import StateCache
+from serving.tiers.config import load_config
+from serving.tiers.placement import Tiers
+from serving.wire.reflection import (
+    INFERENCE_SERVICE,
+    MODEL_SERVICE,
+    PREDICTION_SERVICE,
+    RANKING_SERVICE,
+    public_pool,
+)
+from serving.workers import Workers
 
 log = logging.getLogger("jaxrank")
 
 _ARRIVAL_SECONDS = 0.2
+_SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE, INFERENCE_SERVICE, RANKING_SERVICE)
+
+
+class _Health(health.HealthServicer):
+    """Health checking whose lock gRPC's event thread never takes: `set` holds it until that thread has sent,
+    and the end of a Watch takes it on that thread."""
+
+    def _on_close_callback(self, send: Callable[..., None], service: str) -> Callable[[], None]:
+        end = super()._on_close_callback(send, service)  # pyright: ignore[reportAttributeAccessIssue]
+        return lambda: threading.Thread(target=end, name="watch-ended", daemon=True).start()
 
 
 class StartError(JaxrankError):
@@ -28,9 +70,19 @@ class StartError(JaxrankError):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server runs. Sizes in MiB, times in seconds."""
+    """How a server runs. Sizes in MiB, times in seconds.
 
-    models_dir: Path
+    Attributes:
+        models: a directory of `<name>/<version>/` bundles, or the models by name.
+        poll_seconds: between looks for new versions; 0: only one look, at the start.
+        config_file: looked at every `config_poll_seconds` for other models; None: never.
+        socket_path: a Unix socket on which gRPC is answered, too.
+        channel_arguments: gRPC's own; they win over ours.
+        credentials: TLS of the gRPC port; None: in the clear.
+        rest_port: where HTTP is answered; None: nowhere.
+    """
+
+    models: Path | Sequence[ModelConfig]
     host: str = "0.0.0.0"
     port: int = 8500
     target: str = "cpu"
@@ -40,81 +92,247 @@ class ServerOptions:
     max_message_mib: int = 64
     poll_seconds: float = 1.0
     grace_seconds: float = 10.0
+    scheduling: SchedulingOptions = SchedulingOptions()
+    load_retries: int = 5
+    retry_seconds: float = 60.0
+    labels_of_unavailable: bool = False
+    check_method: bool = False
+    tensor_content: bool = False
+    config_file: Path | None = None
+    config_poll_seconds: float = 0.0
+    socket_path: str | None = None
+    channel_arguments: Sequence[tuple[str, int | str]] = ()
+    credentials: grpc.ServerCredentials | None = None
+    rest_port: int | None = None
+    rest_timeout_seconds: float = 30.0
+    cors: bool = False
+    tables_config: Path | None = None
+    """Which tables are in stores instead of memory; docs/tiers.md."""
+    monitoring: MonitoringOptions = MonitoringOptions()
+    state_cache_mb: float = 256.0
+    """Of request sides that are kept for the next slice of the same request; 0: none are. docs/state.md."""
+    state_ttl_ms: float = 5000.0
+    lifecycle: LifecycleOptions = LifecycleOptions()
+    degradation_config: Path | None = None
+    """What models may leave out under overload; docs/overload.md."""
+    auth_config: Path | None = None
+    """Who may do what; None: everybody everything. docs/security.md."""
+    message_seconds: float = MESSAGE_SECONDS
+    """In which the message of a gRPC call must come."""
+    member: Member | None = None
+    """Of several processes that share the ports; None: this one is alone."""
 
 
 class Server:
-    """A running server. `address` is where it listens; with port 0 the system chooses one."""
+    """A running server. `address` is where gRPC is answered, `rest_address` where HTTP is; with port 0 the
+    system chooses one."""
 
     def __init__(self, options: ServerOptions):
-        """Loads what is in the models directory and starts to answer. Raises `StartError`."""
-        if not options.models_dir.is_dir():
-            raise StartError(
-                f"{options.models_dir} is not a directory; it must hold <model>/<version>/ bundles"
-            )
+        """Loads the models and starts to answer. Raises `StartError`, and `TierConfigError` for the tables
+        config."""
+        if isinstance(options.models, Path) and not options.models.is_dir():
+            raise StartError(f"{options.models} is not a directory; it must hold <model>/<version>/ bundles")
         self._options = options
-        self.repository = ModelRepository(
-            options.models_dir, target=options.target, engine=options.engine, streams=options.streams
+        self._tiers = None if options.tables_config is None else Tiers(load_config(options.tables_config))
+        self.states = (
+            StateCache(int(options.state_cache_mb * 1e6), options.state_ttl_ms / 1e3)
+            if options.state_cache_mb > 0
+            else None
         )
+        self.repository = ModelRepository(
+            options.models,
+            target=options.target,
+            engine=options.engine,
+            streams=options.streams,
+            load_retries=options.load_retries,
+            retry_seconds=options.retry_seconds,
+            labels_of_unavailable=options.labels_of_unavailable,
+            tiers=self._tiers,
+            scheduling=options.scheduling,
+            states=self.states,
+            lifecycle=options.lifecycle,
+            one_of_many=options.member is not None,
+        )
+        self._workers = Workers(options.workers)
+        self._monitor = Monitor(options.monitoring, self.repository)
+        ended = self._monitor.ended
+        self._shadow = Shadow(self.repository.lend)
+        self.degradation = (
+            None
+            if options.degradation_config is None
+            else Degradation(
+                load_degradation_config(options.degradation_config), self.repository.lend, self._workers.waits
+            )
+        )
+        data_plane = DataPlane(
+            self.repository,
+            self._tiers,
+            self._monitor.counts,
+            self._monitor.keeps,
+            self._shadow,
+            self.degradation,
+        )
+        kserve = KServe(data_plane)
         size = options.max_message_mib << 20
-        # gRPC hands a request to a worker thread as soon as one is free; a few more may wait, the rest is
-        # refused at once (RESOURCE_EXHAUSTED) instead of growing a queue.
+        self._access = None if options.auth_config is None else Access(options.auth_config)
+        self._admission = Admission(self._workers, self._access, ended, options.message_seconds)
+        # A few requests may wait for a worker; the rest is refused at once (RESOURCE_EXHAUSTED) instead of
+        # growing a queue.
         self._server = grpc.server(
-            ThreadPoolExecutor(options.workers, thread_name_prefix="rpc"),
-            maximum_concurrent_rpcs=options.workers * 8,
+            self._workers,
+            interceptors=[self._admission],
+            maximum_concurrent_rpcs=self._workers.most_calls,
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(options.member is not None)),
+                *options.channel_arguments,
             ],
         )
-        self._health = health.HealthServicer()
+        self._health = _Health()
+        self._reported: int | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((PredictionServicer(self.repository).handler(),))
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=public_pool()
+        self._server.add_generic_rpc_handlers(
+            (
+                PredictionService(data_plane, options.check_method, options.tensor_content).handler(
+                    self._workers, ended
+                ),
+                ModelService(self.repository).handler(self._workers, ended),
+                InferenceService(kserve).handler(self._workers, ended),
+                RankingService(data_plane, max(options.workers // 2, 1)).handler(self._workers, ended),
+            )
         )
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=public_pool()
+        )
+        if options.member is not None:
+            # Whoever listens on a shared port is given connections: first the models, everywhere.
+            self.repository.scan()
+            options.member.wait_for_others()
         host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
-        try:
-            port = self._server.add_insecure_port(f"{host}:{options.port}")
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {host}:{options.port}: {error}; is another server on that port? (--port)"
-            ) from error
+        port = self._listen(f"{host}:{options.port}", options.credentials)
+        if options.socket_path is not None:
+            self._listen(f"unix:{options.socket_path}", None)
         self.address = f"{host}:{port}"
+        self._rest = self._start_rest(
+            [
+                LifecycleRest(data_plane).routes,
+                TensorFlowRest(data_plane, options.check_method).routes,
+                KServeRest(kserve).routes,
+            ]
+        )
+        self.rest_address = f"{host}:{self._rest.port}" if self._rest is not None else None
         self._report_health()
         self._server.start()
         self.repository.scan()
+        try:
+            self.repository.assign_labels()
+            if self.degradation is not None:
+                self.degradation.check()
+        except (LabelError, DegradationError) as error:
+            self._server.stop(0)
+            if self._rest is not None:
+                self._rest.stop(0)
+            self._monitor.close()
+            self._shadow.close()
+            if self.degradation is not None:
+                self.degradation.close()
+            self.repository.close()
+            raise StartError(str(error)) from error
         self._stopped = threading.Event()
-        self._monitor = threading.Thread(target=self._watch, name="health", daemon=True)
-        self._monitor.start()
-        self.repository.watch(options.poll_seconds)
+        self._health_watch = threading.Thread(target=self._watch, name="health", daemon=True)
+        self._health_watch.start()
+        if options.poll_seconds > 0:
+            self.repository.watch(options.poll_seconds)
+        self._config_watch = (
+            ConfigWatch(options.config_file, options.config_poll_seconds, self.repository)
+            if options.config_file is not None
+            else None
+        )
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
-        grace period, and closes every model."""
+        grace period, and closes every model that no request uses. Returns whether all had finished."""
         self._stopped.set()
-        self._monitor.join()
+        self._health_watch.join()
+        if self._config_watch is not None:
+            self._config_watch.close()
         self._health.enter_graceful_shutdown()
+        ends = time.monotonic() + self._options.grace_seconds
         # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
         # Requests already on their way are still answered.
         time.sleep(min(_ARRIVAL_SECONDS, self._options.grace_seconds))
-        self._server.stop(self._options.grace_seconds).wait()
+        self._server.stop(max(0.0, ends - time.monotonic()))
+        # A health Watch never ends on its own: what is waited for is work, not streams.
+        finished = self._workers.wait_until_idle(max(0.0, ends - time.monotonic()))
+        if self._rest is not None:
+            self._rest.stop(max(0.0, ends - time.monotonic()))
+        self._server.stop(0).wait()
+        self._monitor.close()
+        self._shadow.close()
+        if self.degradation is not None:
+            self.degradation.close()
+        self._admission.close()
+        if self._access is not None:
+            self._access.close()
         self.repository.close()
+        if self._tiers is not None:
+            self._tiers.close()
+        return finished
+
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        try:
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {address}: {error}; is another server there? (--port, --grpc_socket_path; "
+                "with TLS: are --ssl_config_file's texts PEM?)"
+            ) from error
+
+    def _start_rest(self, protocols: Sequence[Routes]) -> RestServer | None:
+        options = self._options
+        if options.rest_port is None:
+            return None
+        rest = RestOptions(
+            host=options.host,
+            port=options.rest_port,
+            timeout_seconds=options.rest_timeout_seconds,
+            max_body_mib=options.max_message_mib,
+            max_requests=self._workers.most_requests,
+            cors=options.cors,
+            share_port=options.member is not None,
+        )
+        try:
+            return RestServer(
+                rest, protocols, self._workers, self._monitor.ended, self._monitor.routes, self._access
+            )
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {options.host}:{options.rest_port}: {error}; is another server on that "
+                "port? (--rest_api_port)"
+            ) from error
 
     def _watch(self) -> None:
         self._report_health()
-        while not self._stopped.wait(min(self._options.poll_seconds, 1.0)):
+        seconds = self._options.poll_seconds
+        while not self._stopped.wait(min(seconds, 1.0) if seconds > 0 else 1.0):
             self._report_health()
 
     def _report_health(self) -> None:
         serving = health_pb2.HealthCheckResponse.ServingStatus
         status = serving.SERVING if self.repository.loaded() else serving.NOT_SERVING
-        for service in ("", SERVICE):
+        if status == self._reported:
+            return
+        self._reported = status
+        for service in ("", *_SERVICES):
             self._health.set(service, status)
 
 
-def serve(options: ServerOptions) -> None:
-    """Serves until SIGINT or SIGTERM, then drains. Raises `StartError`."""
+def serve(options: ServerOptions) -> bool:
+    """Serves until SIGINT or SIGTERM, then drains. Returns whether every request finished within the grace
+    period. Raises `StartError`."""
     done = threading.Event()
 
     def stop(*_: object) -> None:
@@ -126,9 +344,14 @@ def serve(options: ServerOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     server = Server(options)
+    if options.member is not None:
+        options.member.serving(when_alone=done.set)
     models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
-    log.info("serving on %s: %s", server.address, models or f"no models yet in {options.models_dir}")
+    if server.rest_address is not None:
+        log.info("HTTP on %s", server.rest_address)
+    log.info("serving on %s: %s", server.address, models or "no models yet")
     done.wait()
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)
-    server.stop()
-    log.info("stopped")
+    finished = server.stop()
+    log.info("stopped" if finished else "stopped with requests that did not finish in time")
+    return finished

@@ -1,118 +1,121 @@
-"""Which models and versions answer: `MODELS_DIR/<name>/<version>/` bundles, watched while the server runs.
+"""Which models and versions answer: directories of bundles, watched while the server runs.
 
-The highest version that loads is served. A new version is loaded beside the old one and takes over in one
-step; the old one closes when its last request is done. A version that does not load is logged with the file
-at fault, and what was served before goes on. A model whose directory is gone is unloaded, as in TensorFlow
-Serving.
+What to serve is a directory of `<name>/<version>/` bundles, or a list of `ModelConfig`. Of each model the
+versions of its policy are served: by default the highest one that loads. A new version is loaded beside the
+old one, proves itself (`serving.lifecycle`) and takes over in one step; the old one stays until the first
+requests of the new one went well, and closes when its last request is done. A version that does not load is
+logged with the file at fault, and what was served before goes on. A model whose directory is gone is
+unloaded, as in TensorFlow Serving.
 """
 
 import logging
+import math
+import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxrank.bundle import MANIFEST
 from jaxrank.errors import JaxrankError
-from serving.errors import ModelNotFoundError, ModelUnavailableError
+from serving.engines import StreamSchedulers
+from serving.errors import (
+    InvalidRequestError,
+    LabelError,
+    ModelNotFoundError,
+    ModelsNotLoadedError,
+    ModelUnavailableError,
+)
+from serving.lifecycle import LifecycleOptions
+from serving.lifecycle.loading import Loader
+from serving.lifecycle.memory import MemoryUse, Resident, resident_files
+from serving.lifecycle.rollback import Outcomes, Probation
+from serving.lifecycle.trials import Trial, is_drawn, split
 from serving.model import Model
+from serving.model_config import ModelConfig
+from serving.scheduling import SchedulingOptions, StreamLoad
+from serving.state import StateCache
+from serving.tiers.hot_rows import CacheCounts
+from serving.tiers.placement import Tiers
+from serving.versions import Directories, Failure, Served, State, VersionStatus, files_of, retry_after
 
 log = logging.getLogger("jaxrank")
 
-_MAX_VERSION = 2**63 - 1  # versions travel as int64
+_STOP_SECONDS = 1.0
+"""What a call that runs on a device when everything else has ended may take."""
 
-
-@dataclass
-class _Served:
-    """One loaded version. `users` counts requests in flight; the model closes when it is retired and they are
-    done."""
-
-    version: int
-    model: Model
-    stamp: int  # modification time of its manifest
-    users: int = 0
-    retired: bool = False
-
-
-# Path, size and modification time of every file. A version that failed is tried again when they change:
-# copying a bundle is not atomic, and its manifest may come before its other files.
-_Files = frozenset[tuple[str, int, int]]
-
-
-@dataclass
-class _State:
-    served: dict[str, _Served] = field(default_factory=dict)
-    failed: dict[tuple[str, int], _Files] = field(default_factory=dict)
-    unreadable: dict[Path, str] = field(default_factory=dict)
-    scanned: bool = False
+_ENDED = 32
+"""Versions of a model that are remembered after they ended."""
 
 
 class ModelRepository:
-    """The models of one directory. `lend` is the only way to a model; it is safe from any thread."""
+    """The models of one server. `lend` is the only way to a model; it is safe from any thread."""
 
     def __init__(
         self,
-        models_dir: Path,
+        models: Path | Sequence[ModelConfig],
         *,
         target: str = "cpu",
         engine: str | None = None,
         streams: int | None = None,
+        load_retries: int = 5,
+        retry_seconds: float = 60.0,
+        labels_of_unavailable: bool = False,
+        tiers: Tiers | None = None,
+        scheduling: SchedulingOptions | None = None,
+        states: StateCache | None = None,
+        lifecycle: LifecycleOptions | None = None,
+        one_of_many: bool = False,
     ):
-        self._models_dir = models_dir
-        self._target = target
-        self._engine = engine
-        self._streams = streams
-        self._state = _State()
+        """
+        Args:
+            models: a directory of `<name>/<version>/` bundles, or the models by name.
+            load_retries, retry_seconds: how often, and after how long, a version that failed is tried again;
+                one whose files change is tried at once.
+            labels_of_unavailable: whether a new label may name a version that is not loaded yet.
+            states: where the models keep request sides (docs/state.md); nowhere by default.
+            one_of_many: whether other processes serve the same models on the same port.
+        """
+        self.one_of_many = one_of_many
+        self._models = models
+        self._lifecycle = lifecycle or LifecycleOptions()
+        self._schedulers = StreamSchedulers(streams, scheduling)
+        self._loader = Loader(self._lifecycle, self._schedulers, target, engine, tiers, states)
+        self._load_retries, self._retry_seconds = load_retries, retry_seconds
+        self._labels_of_unavailable = labels_of_unavailable
+        self._directories = Directories()
+        self._served: dict[str, dict[int, Served]] = {}
+        self._statuses: dict[str, dict[int, VersionStatus]] = {}
+        self._failed: dict[tuple[str, int], Failure] = {}
+        self._open: list[Served] = []
+        """Served, or retired with requests in flight: what takes memory."""
+        self._probations: dict[str, Probation] = {}
+        self._trials: dict[str, Trial] = {}
+        self._labels: dict[str, Mapping[str, int]] = {}
+        self._unloaded: set[str] = set()
+        self._scanned = False
         self._lock = threading.Lock()
+        self._scanning = threading.RLock()  # never taken while `_lock` is held
         self._stop = threading.Event()
-        self._watcher: threading.Thread | None = None
+        self._watchers: list[threading.Thread] = []
 
-    def scan(self) -> None:
-        """Looks at the directory once and loads, switches and unloads what changed. Never raises for a bad
-        bundle."""
-        found = self._models()
-        if found is not None:
-            for name, directory in found.items():
-                versions = self._versions(directory)
-                if versions is not None:
-                    self._update(name, versions)
-            for name in self._state.served.keys() - found.keys():
-                log.warning("model %s: its directory is gone; unloaded", name)
-                self._swap(name, None)
-            with self._lock:
-                for key in [key for key in self._state.failed if key[0] not in found]:
-                    del self._state.failed[key]
-        with self._lock:
-            self._state.scanned = True
-
-    def watch(self, seconds: float) -> None:
-        """Scans every `seconds` on a thread of its own until `close`."""
-
-        def run() -> None:
-            while not self._stop.wait(seconds):
-                try:
-                    self.scan()
-                except Exception:  # the watcher must outlive whatever a file system does
-                    log.exception("scanning %s failed; trying again in %s s", self._models_dir, seconds)
-
-        self._watcher = threading.Thread(target=run, name="model-watcher", daemon=True)
-        self._watcher.start()
+    # --- requests ---
 
     @contextmanager
-    def lend(self, name: str, version: int | None = None) -> Iterator[tuple[Model, int]]:
-        """The model that answers for `name` and its version; it stays open while it is lent.
+    def lend(
+        self, name: str, version: int | None = None, label: str | None = None, key: bytes = b""
+    ) -> Iterator[tuple[Model, int]]:
+        """The model that answers for `name`, and its version; it stays open while it is lent. `key` decides
+        whether a request that names no version is one of a canary's.
 
-        Raises `ModelNotFoundError` with what is there.
+        Raises `ModelNotFoundError` with what is there, `ModelUnavailableError`, or `InvalidRequestError` for
+        an unknown label.
         """
+        trial = self._trials.get(name)
+        canary = trial is not None and version is None and label is None and is_drawn(key, trial.canary)
         with self._lock:
-            served = self._state.served.get(name)
-            if served is None:
-                raise self._unknown(name)
-            if version is not None and version != served.version:
-                raise ModelNotFoundError(
-                    f"model {name!r} has no version {version}; version {served.version} is served"
-                )
+            served = self._find(name, self._labelled(name, label) if label is not None else version, canary)
             served.users += 1
         try:
             yield served.model, served.version
@@ -121,113 +124,434 @@ class ModelRepository:
                 served.users -= 1
                 close = served.retired and not served.users
             if close:
-                served.model.close()
+                self._end(name, served)
+
+    def judge(self, name: str, version: int, fault: str) -> None:
+        """Counts how a request of a version ended (`fault` is empty where it went well), and switches back to
+        the version before it where its first requests say so."""
+        with self._lock:
+            versions = self._served.get(name, {})
+            new = versions.get(version)
+            if new is None:
+                return
+            new.outcomes.add(fault)
+            probation = self._probations.get(name)
+            if probation is None or probation.version != version:
+                return
+            old = versions.get(probation.fallback)
+            verdict = "" if old is None else probation.verdict(new.outcomes, old.outcomes)
+            if verdict is None:
+                return
+            del self._probations[name]
+            if verdict and old is not None:
+                old.standby = False
+                self._failed[name, version] = Failure(new.files, 1, math.inf)
+            leaves = new if verdict else old if old is not None and old.standby else None
+        if verdict:
+            log.error("model %s: version %d is %s", name, version, verdict)
+        if leaves is not None:
+            self._retire(name, leaves.version, verdict)
+
+    def shadow_of(self, name: str, version: int) -> int | None:
+        """The version under trial that is to score a request, too, which `version` answered; None for none.
+        Drawn anew by each call."""
+        trial = self._trials.get(name)
+        if trial is None or not trial.shadow or random.random() >= trial.shadow:
+            return None
+        with self._lock:
+            versions = self._served.get(name)
+            answering, tried = split(_answering(versions), trial) if versions else (None, None)
+        return tried if version == answering else None
+
+    def memory(self, name: str) -> dict[int, tuple[MemoryUse, dict[str, Resident]]]:
+        """What each served version of a model takes when all of it is resident, and what of its files is
+        mapped and resident now. Raises as `lend` does for an unknown model."""
+        with self._lock:
+            if name not in self._served:
+                raise self._unknown(name)
+            served = sorted(self._served[name].values(), key=lambda s: s.version)
+        return {s.version: (s.memory, resident_files(s.path)) for s in served}
 
     def loaded(self) -> dict[str, int]:
-        """Served version of every model."""
+        """Highest served version of every model."""
         with self._lock:
-            return {name: served.version for name, served in sorted(self._state.served.items())}
+            return {name: max(_answering(versions)) for name, versions in sorted(self._served.items())}
+
+    def served_versions(self, name: str) -> list[int]:
+        """All served versions of a model, lowest first. Raises as `lend` does for an unknown model."""
+        with self._lock:
+            if name not in self._served:
+                raise self._unknown(name)
+            return sorted(self._served[name])
+
+    def statuses(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> list[VersionStatus]:
+        """What became of a model's versions, highest first. Raises `ModelNotFoundError`, and
+        `InvalidRequestError` for an unknown label."""
+        with self._lock:
+            if label is not None:
+                version = self._labelled(name, label)
+            known = self._statuses.get(name, {})
+            if version is None and known:
+                return [known[v] for v in sorted(known, reverse=True)]
+            if version is not None and version in known:
+                return [known[version]]
+        shown = name[:200]
+        what = "any versions" if version is None else f"version {version}"
+        raise ModelNotFoundError(f"Could not find {what} of model {shown}")
+
+    def known(self) -> list[str]:
+        """Names of all models that are, or were, served or failed to load."""
+        with self._lock:
+            return sorted(self._statuses)
+
+    def loads(self) -> dict[str, StreamLoad]:
+        """How busy each device is, by its driver."""
+        return self._schedulers.loads()
+
+    def caches(self) -> dict[tuple[str, int], dict[str, CacheCounts]]:
+        """What became of lookups in the memory before stored tables, by model and version, and table."""
+        with self._lock:
+            served = {(n, v): s.model for n, versions in self._served.items() for v, s in versions.items()}
+        return {key: model.caches() for key, model in served.items()}
+
+    # --- what to serve ---
+
+    def scan(self) -> None:
+        """Looks at the directories once and loads, switches and unloads what changed. Never raises for a bad
+        bundle."""
+        with self._scanning:
+            configs = self._configs()
+            if configs is not None:
+                for config in configs.values():
+                    if config.name not in self._unloaded:
+                        self._update(config)
+                for name in self._served.keys() - configs.keys():
+                    log.warning("model %s is no longer there; unloaded", name)
+                    self._retire_all(name)
+                with self._lock:
+                    for key in [key for key in self._failed if key[0] not in configs]:
+                        del self._failed[key]
+            with self._lock:
+                self._scanned = True
+
+    def update_tables(self) -> None:
+        """Applies the deltas that have come for the tables of every served version."""
+        with self._lock:
+            served = [(name, version) for name, versions in self._served.items() for version in versions]
+        for name, version in served:
+            with suppress(ModelNotFoundError, ModelUnavailableError), self.lend(name, version) as (model, _):
+                model.update_tables()
+
+    def watch(self, seconds: float) -> None:
+        """Scans, and updates tables, every `seconds` on a thread for each until `close`."""
+
+        def run(what: str, look: Callable[[], None]) -> None:
+            while not self._stop.wait(seconds):
+                try:
+                    look()
+                except Exception:  # the watcher must outlive whatever a file system does
+                    log.exception("looking for new %s failed; trying again in %s s", what, seconds)
+
+        for what, look in (("versions", self.scan), ("deltas", self.update_tables)):
+            thread = threading.Thread(target=run, args=(what, look), name=f"watcher-{what}", daemon=True)
+            self._watchers.append(thread)
+            thread.start()
+
+    def reconfigure(self, models: Sequence[ModelConfig]) -> None:
+        """Serves exactly these models from now on; returns when they are loaded.
+
+        Raises `ModelsNotLoadedError` naming those without a version that loads, or `LabelError`: labels then
+        stay as they were. What does load is served in both cases, as in TensorFlow Serving.
+        """
+        with self._scanning:
+            self._models = models
+            self._unloaded.clear()
+            self.scan()
+            loaded = self.loaded()
+            missing = [c.name for c in models if c.name not in loaded]
+            if missing:
+                raise ModelsNotLoadedError(
+                    f"{len(missing)} model(s) did not become available: {', '.join(missing)[:2000]}; see "
+                    "GetModelStatus or the log"
+                )
+            self._assign_labels(models)
+
+    def assign_labels(self) -> None:
+        """Gives the configured labels to their versions; after the first `scan`. Raises `LabelError`."""
+        if not isinstance(self._models, Path):
+            self._assign_labels(self._models)
+
+    def load(self, name: str) -> None:
+        """Loads a model that was unloaded, or tries again what failed. Raises as `lend` does."""
+        with self._scanning:
+            configs = self._configs() or {}
+            if name not in configs:
+                with self._lock:
+                    raise self._unknown(name)
+            self._unloaded.discard(name)
+            with self._lock:
+                for key in [key for key in self._failed if key[0] == name]:
+                    del self._failed[key]
+            self._update(configs[name])
+            self.served_versions(name)
+
+    def unload(self, name: str) -> None:
+        """Unloads a model until `load` or `reconfigure`. Raises `ModelNotFoundError` for one that is not
+        there."""
+        with self._scanning:
+            if name not in (self._configs() or {}) and name not in self._served:
+                with self._lock:
+                    raise self._unknown(name)
+            self._unloaded.add(name)
+            self._retire_all(name)
 
     def close(self) -> None:
-        """Stops watching and closes every model."""
+        """Stops watching and closes every model that no request uses; the others close with their last
+        one."""
         self._stop.set()
-        if self._watcher is not None:
-            self._watcher.join()
-        for name in list(self._state.served):
-            self._swap(name, None)
+        for watcher in self._watchers:
+            watcher.join()
+        for name in list(self._served):
+            self._retire_all(name)
+        self._schedulers.close(_STOP_SECONDS)
+
+    # --- inside; `_lock` is held ---
+
+    def _find(self, name: str, version: int | None, canary: bool) -> Served:
+        versions = self._served.get(name)
+        if versions is None:
+            raise self._unknown(name)
+        if version is None:
+            version, tried = split(_answering(versions), self._trials.get(name))
+            version = tried if canary and tried is not None else version
+        found = versions.get(version)
+        if found is None:
+            there = ", ".join(map(str, sorted(versions)))
+            verb = "versions {} are" if len(versions) > 1 else "version {} is"
+            raise ModelNotFoundError(
+                f"model {name[:200]!r} has no version {version}; {verb.format(there)} served"
+            )
+        return found
+
+    def _labelled(self, name: str, label: str) -> int:
+        labels = self._labels.get(name, {})
+        if label not in labels:
+            there = ", ".join(sorted(labels)) or "none"
+            raise InvalidRequestError(
+                f"Unrecognized servable version label: {label[:200]}; labels of model {name[:200]!r}: {there}"
+            )
+        return labels[label]
 
     def _unknown(self, name: str) -> Exception:
         shown = name[:200]
-        failed = [version for model, version in self._state.failed if model == name]
+        failed = [version for model, version in self._failed if model == name]
+        if name in self._unloaded:
+            return ModelUnavailableError(f"model {shown!r} was unloaded; load it again")
         if failed:
             return ModelUnavailableError(
                 f"model {shown!r} has no version that loads (tried {sorted(failed)}); see the log"
             )
-        if not self._state.scanned:
+        if not self._scanned:
             return ModelUnavailableError(f"model {shown!r} is not loaded yet; the server is starting")
-        there = ", ".join(sorted(self._state.served)) or "none"
+        there = ", ".join(sorted(self._served)) or "none"
         return ModelNotFoundError(f"there is no model {shown!r}; models: {there}")
 
-    def _models(self) -> dict[str, Path] | None:
-        listed = self._list(self._models_dir)
-        return None if listed is None else {p.name: p for p in listed if p.is_dir()}
+    def _set_status(self, name: str, version: int, state: State, error: str = "") -> None:
+        known = self._statuses.setdefault(name, {})
+        known[version] = VersionStatus(version, state, error)
+        ended = sorted(v for v, status in known.items() if status.state == "END")
+        for old in ended[:-_ENDED]:
+            del known[old]
 
-    def _versions(self, directory: Path) -> dict[int, Path] | None:
-        listed = self._list(directory)
-        if listed is None:
+    # --- inside; `_scanning` is held ---
+
+    def _configs(self) -> dict[str, ModelConfig] | None:
+        if not isinstance(self._models, Path):
+            return {config.name: config for config in self._models}
+        found = self._directories.models(self._models)
+        if found is None:
             return None
-        numbered = {int(p.name): p for p in listed if p.name.isascii() and p.name.isdecimal()}
-        return {n: p for n, p in numbered.items() if n <= _MAX_VERSION and (p / MANIFEST).is_file()}
+        trials = self._lifecycle.trials
+        return {name: ModelConfig(name, path, trial=trials.get(name)) for name, path in found.items()}
 
-    def _list(self, directory: Path) -> list[Path] | None:
-        """What is in a directory, hidden names aside; `None`, and one log line, where it cannot be read."""
+    def _update(self, config: ModelConfig) -> None:
+        """Loads and unloads versions so that those of the policy are served."""
+        name = config.name
+        versions = self._directories.versions(config.base_path)
+        if versions is None:
+            return
+        policy = config.policy_with_trial
+        with self._lock:
+            self._trials.pop(name, None)
+            if config.trial is not None:
+                self._trials[name] = config.trial
+        candidates = policy.candidates(versions)
+        keep: set[int] = set()
+        for version in candidates:
+            if len(keep) == policy.latest:
+                break
+            if self._serve(name, version, versions[version]):
+                keep.add(version)
+        for version in self._leaving(name, keep, versions, candidates):
+            self._retire(name, version)
+        with self._lock:
+            for key in [key for key in self._failed if key[0] == name and key[1] not in versions]:
+                del self._failed[key]
+
+    def _leaving(
+        self, name: str, keep: set[int], versions: Mapping[int, Path], candidates: Sequence[int]
+    ) -> list[int]:
+        """The served versions that nothing asks for any more. One that a new version replaced waits until
+        that has proved itself."""
+        with self._lock:
+            served = self._served.get(name, {})
+            kept = keep & served.keys()  # one may have been rolled back just now
+            for version in kept:
+                served[version].standby = False
+            probation = self._probations.get(name)
+            if probation is not None and probation.version not in kept:
+                probation = self._probations.pop(name) and None
+            leaving: list[int] = []
+            for version in served.keys() - kept:
+                if version not in versions:
+                    message = "model %s: version %d is gone; unloaded"
+                    log.warning(message, name, version, extra=_event(name, version, "END"))
+                elif candidates and not kept:
+                    continue  # what is wanted does not load: what there is goes on
+                elif probation is not None and version == probation.fallback and version in candidates:
+                    served[version].standby = True
+                    continue
+                leaving.append(version)
+            return leaving
+
+    def _serve(self, name: str, version: int, path: Path) -> bool:
+        """Loads a version where it is new or changed. Returns whether it is served, in its old state at
+        least: what is loaded is better than an older version, whatever became of its files."""
+        served = self._served.get(name, {}).get(version)
+        failure = self._failed.get((name, version))
         try:
-            listed = [p for p in directory.iterdir() if not p.name.startswith(".")]
-        except OSError as error:
-            if self._state.unreadable.get(directory) != str(error):
-                self._state.unreadable[directory] = str(error)
-                log.error("cannot read %s: %s; serving what is loaded from it", directory, error)
-            return None
-        if self._state.unreadable.pop(directory, None) is not None:
-            log.info("%s can be read again", directory)
-        return listed
-
-    def _update(self, name: str, versions: dict[int, Path]) -> None:
-        served = self._state.served.get(name)
-        for version in sorted(versions, reverse=True):
-            if served is not None and served.version in versions and version < served.version:
-                break  # what is loaded is better than an older version, whatever became of its files
-            path = versions[version]
-            try:
-                stamp = (path / MANIFEST).stat().st_mtime_ns
-                if served is not None and served.version == version and served.stamp == stamp:
-                    break
-                tree = _files(path)
-            except OSError:
-                continue  # it went away while we looked; the next scan knows more
-            if self._state.failed.get((name, version)) == tree:
-                continue
-            try:
-                model = Model.load(path, target=self._target, engine=self._engine, streams=self._streams)
-            except Exception as error:  # one bad bundle must not keep others from being served
-                with self._lock:
-                    self._state.failed[name, version] = tree
-                kept = f"version {served.version} keeps serving" if served else "no version is served"
-                log.error(
-                    "model %s: version %d does not load, %s: %s",
-                    name,
-                    version,
-                    kept,
-                    error if isinstance(error, JaxrankError | OSError) else repr(error),
-                    exc_info=not isinstance(error, JaxrankError | OSError),
-                )
-                continue
+            stamp = (path / MANIFEST).stat().st_mtime_ns
+            if served is not None and served.stamp == stamp:
+                return True
+            files = files_of(path)
+        except OSError:
+            return served is not None  # it went away while we looked; the next scan knows more
+        if failure is not None and failure.files == files and time.monotonic() < failure.again_at:
+            return served is not None
+        if served is None:
             with self._lock:
-                self._state.failed.pop((name, version), None)
-            self._swap(name, _Served(version, model, stamp))
-            log.info("model %s: serving version %d", name, version)
-            break
-        else:
-            if served is not None and served.version not in versions:
-                log.warning("model %s: version %d is gone; unloaded", name, served.version)
-                self._swap(name, None)
+                self._set_status(name, version, "LOADING")
+        try:
+            with self._lock:
+                in_use = sum(s.memory.total for s in self._open)
+            model, memory = self._loader.load(name, path, in_use)
+        except Exception as error:  # one bad bundle must not keep others from being served
+            attempts = failure.attempts + 1 if failure is not None and failure.files == files else 1
+            self._failed_to_load(name, version, Failure(files, attempts, 0.0), error)
+            return served is not None
+        window = self._lifecycle.rollback_requests
+        new = Served(version, model, path, stamp, files, memory, Outcomes(window))
         with self._lock:
-            gone = [key for key in self._state.failed if key[0] == name and key[1] not in versions]
-            for key in gone:
-                del self._state.failed[key]
-
-    def _swap(self, name: str, new: _Served | None) -> None:
-        with self._lock:
-            old = self._state.served.pop(name, None)
-            if new is not None:
-                self._state.served[name] = new
+            self._failed.pop((name, version), None)
+            versions = self._served.setdefault(name, {})
+            if versions and version > max(versions) and window:
+                self._begin_probation(name, version, max(_answering(versions)))
+            old = versions.get(version)
+            versions[version] = new
+            self._open.append(new)
+            self._set_status(name, version, "AVAILABLE")
             close = old is not None and not old.users
             if old is not None:
                 old.retired = True
         if old is not None and close:
-            old.model.close()
+            self._end(name, old)
+        log.info("model %s: serving version %d", name, version, extra=_event(name, version, "AVAILABLE"))
+        return True
+
+    def _begin_probation(self, name: str, version: int, answering: int) -> None:
+        """`_lock` is held."""
+        before = self._probations.get(name)
+        unproven = before is not None and before.version == answering
+        fallback = before.fallback if before is not None and unproven else answering
+        self._probations[name] = Probation(
+            version, fallback, self._lifecycle.rollback_requests, self._lifecycle.rollback_share
+        )
+
+    def _failed_to_load(self, name: str, version: int, failure: Failure, error: Exception) -> None:
+        seconds = retry_after(error, failure.attempts, self._load_retries, self._retry_seconds)
+        at = math.inf if seconds is None else time.monotonic() + seconds
+        expected = isinstance(error, JaxrankError | OSError)
+        reason = str(error) if expected else repr(error)
+        with self._lock:
+            self._failed[name, version] = Failure(failure.files, failure.attempts, at)
+            served = sorted(self._served.get(name, {}))
+            if version not in served:
+                self._set_status(name, version, "END" if seconds is None else "LOADING", reason)
+        log.error(
+            "model %s: version %d does not load, %s, %s: %s",
+            name,
+            version,
+            f"version {', '.join(map(str, served))} keeps serving" if served else "no version is served",
+            f"tried again in {seconds:g} s"
+            if seconds is not None
+            else "not tried again until its files change",
+            reason,
+            exc_info=None if expected else error,
+            extra={
+                **_event(name, version, "LOADING" if seconds is not None else "END"),
+                "attempts": failure.attempts,
+            },
+        )
+
+    def _retire_all(self, name: str) -> None:
+        for version in list(self._served.get(name, {})):
+            self._retire(name, version)
+
+    def _retire(self, name: str, version: int, error: str = "") -> None:
+        """Takes a version out of service, if it still is in; `error` is why, where it failed."""
+        with self._lock:
+            served = self._served.get(name, {}).pop(version, None)
+            if served is None:
+                return
+            if not self._served[name]:
+                del self._served[name]
+            served.retired = True
+            self._set_status(name, version, "UNLOADING", error)
+            close = not served.users
+        if close:
+            self._end(name, served)
+
+    def _end(self, name: str, served: Served) -> None:
+        """Closes a retired version that no request uses."""
+        served.model.close()
+        with self._lock:
+            self._open.remove(served)
+            if served.version not in self._served.get(name, {}):
+                error = self._statuses[name][served.version].error
+                self._set_status(name, served.version, "END", error)
+
+    def _assign_labels(self, models: Sequence[ModelConfig]) -> None:
+        with self._lock:
+            for config in models:
+                now = self._labels.get(config.name, {})
+                for label, version in config.labels.items():
+                    new = label not in now and self._labels_of_unavailable
+                    if version not in self._served.get(config.name, {}) and not new:
+                        raise LabelError(
+                            f"Request to assign label {label[:200]!r} to version {version} of model "
+                            f"{config.name[:200]}, which is not currently available for inference; load it "
+                            "first, or start with --allow_version_labels_for_unavailable_models"
+                        )
+            self._labels = {config.name: dict(config.labels) for config in models}
 
 
-def _files(directory: Path) -> _Files:
-    stats = ((path, path.stat()) for path in directory.rglob("*"))
-    return frozenset((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+def _event(name: str, version: int, state: State) -> dict[str, object]:
+    """Fields of a version's event in a log of JSON."""
+    return {"model": name, "version": version, "state": state}
+
+
+def _answering(versions: Mapping[int, Served]) -> list[int]:
+    """Those of a model's versions that answer requests which name none; there is one."""
+    return [version for version, served in versions.items() if not served.standby] or list(versions)

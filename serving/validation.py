@@ -1,14 +1,16 @@
 """Checks a request's features against the signature, before any of them is used."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from jaxrank.manifest import Signature, TensorSpec
-from serving.composites import check_contents, check_sizes, composites
+from jaxrank.manifest import Scope, Signature, TensorSpec
+from serving.composites import Composites, check_contents, check_sizes, composites
 from serving.errors import InvalidRequestError
+from serving.repeated_rows import one_row, one_row_of_parts
 from serving.wire import tensor_pb2
 from serving.wire.codec import declared_shape, decode, dtype_name
 
@@ -19,8 +21,8 @@ def validate(
     """Features that fit the signature: request-scope arrays with one row, candidate-scope arrays with as many
     rows as there are candidates. Sparse and ragged features are checked as a whole (`serving.composites`).
 
-    A request-scope feature may come once, or repeated on every row where the signature leaves its rows open:
-    then all rows must be equal, and one is kept.
+    A request-scope feature may come once, or repeated on every row where the signature leaves its rows open,
+    as it does of every sparse and ragged one: then all rows must be equal, and one is kept.
 
     Raises:
         InvalidRequestError: a missing or unknown feature, another dtype, rank or size, row counts that
@@ -46,6 +48,47 @@ def decode_inputs(
     rows = _check_forms(forms, signature, max_candidates)
     inputs = {name: decode(name, tensor) for name, tensor in tensors.items()}
     return _checked(inputs, signature, rows, max_candidates)
+
+
+def decode_request(
+    tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature
+) -> dict[str, np.ndarray]:
+    """Decodes and checks the features of a request that has no candidates yet, one row of each. Raises as
+    `validate` does, and for a feature of the candidates."""
+    own = _of_scope(tensors, signature, "request")
+    _check_names(tensors, own)
+    forms = {name: (dtype_name(t.dtype), declared_shape(name, t)) for name, t in tensors.items()}
+    features, rows = composites(own), _check_each(forms, own)
+    inputs = {name: decode(name, tensor) for name, tensor in tensors.items()}
+    rows |= check_contents(features, inputs)
+    for spec in own.inputs:
+        if (found := rows.get(spec.feature or spec.name)) is not None:
+            _check_request_rows(spec, found, 1)
+    return {spec.name: inputs[spec.name] for spec in own.inputs}
+
+
+def decode_candidates(
+    tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_candidates: int
+) -> dict[str, np.ndarray]:
+    """Decodes and checks the candidates of a request whose own features are known. Raises as `validate` does,
+    and for a feature of the request."""
+    return decode_inputs(tensors, _of_scope(tensors, signature, "candidate"), max_candidates)
+
+
+def _of_scope(tensors: Iterable[str], signature: Signature, scope: Scope) -> Signature:
+    """The signature with the inputs of one scope. Raises `InvalidRequestError` for an input of the other."""
+    fields = {"request": "the request's features", "candidate": "candidates"}
+    others = {spec.name for spec in signature.inputs if spec.scope != scope}
+    wrong = sorted(others.intersection(tensors))
+    if wrong:
+        other: Scope = "candidate" if scope == "request" else "request"
+        raise InvalidRequestError(
+            f"feature {wrong[0]!r} belongs to the {other}; send it with {fields[other]}, not with "
+            f"{fields[scope]}"
+        )
+    return msgspec.structs.replace(
+        signature, inputs=tuple(spec for spec in signature.inputs if spec.scope == scope)
+    )
 
 
 def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
@@ -74,13 +117,18 @@ def _check_forms(
 
     Returns the rows of every feature that tells them in a shape: a sparse one does not.
     """
+    rows = _check_each(forms, signature)
+    _check_rows(rows, signature, max_candidates)
+    return rows
+
+
+def _check_each(forms: Mapping[str, tuple[str, tuple[int, ...]]], signature: Signature) -> dict[str, int]:
+    """What can be checked of each feature for itself, with the same result."""
     for spec in signature.inputs:
         _check_form(spec, *forms[spec.name])
     shapes = {name: shape for name, (_, shape) in forms.items()}
     rows = {s.name: shapes[s.name][0] for s in signature.inputs if s.part == "rows" and s.shape}
-    rows |= check_sizes(composites(signature), shapes)
-    _check_rows(rows, signature, max_candidates)
-    return rows
+    return rows | check_sizes(composites(signature), shapes)
 
 
 def _checked(
@@ -90,7 +138,7 @@ def _checked(
     features = composites(signature)
     if features:
         _check_rows(rows | check_contents(features, inputs), signature, max_candidates)
-    return _with_one_request_row(inputs, signature)
+    return _with_one_request_row(inputs, signature, features)
 
 
 def _check_rows(rows: Mapping[str, int], signature: Signature, max_candidates: int) -> None:
@@ -139,42 +187,26 @@ def _check_form(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def _check_request_rows(spec: TensorSpec, found: int, rows: int) -> None:
-    if found == 1 or (found == rows and spec.part == "rows" and spec.shape[0] is None):
+    is_open = spec.part != "rows" or spec.shape[0] is None
+    if found == 1 or (found == rows and is_open):
         return
-    if spec.part != "rows":
-        raise InvalidRequestError(
-            f"feature {spec.feature!r} has {found} rows; it is the same for all candidates: send one row"
-        )
-    allowed = (
-        "one row" if spec.shape[0] is not None else f"one row or {rows}, as many as there are candidates"
-    )
+    several = f"one row or {rows}, as many as there are candidates"
     raise InvalidRequestError(
-        f"feature {spec.name!r} has {found} rows; it is the same for all candidates: send {allowed}"
+        f"feature {spec.feature or spec.name!r} has {found} rows; it is the same for all candidates: send "
+        f"{several if is_open and rows > 1 else 'one row'}"
     )
 
 
-def _with_one_request_row(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
-    return {
-        spec.name: _one_row(spec, inputs[spec.name])
+def _with_one_request_row(
+    inputs: Mapping[str, np.ndarray], signature: Signature, features: Composites
+) -> dict[str, np.ndarray]:
+    found = {
+        spec.name: one_row(spec, inputs[spec.name])
         if spec.scope == "request" and spec.part == "rows"
         else inputs[spec.name]
         for spec in signature.inputs
     }
-
-
-def _one_row(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
-    if not value.ndim or len(value) == 1:
-        return value
-    # A NaN repeated on every row is one value.
-    same = value[1:] == value[:1]
-    if value.dtype.kind == "f":
-        same = same | (np.isnan(value[1:]) & np.isnan(value[:1]))
-    differs = ~np.asarray(same, bool).reshape(len(value) - 1, -1).all(axis=1)
-    if differs.any():
-        row = int(np.argmax(differs)) + 1
-        raise InvalidRequestError(
-            f"feature {spec.name!r} must be the same for all candidates, but row {row} differs from row "
-            "0; send one request for "
-            "each user, or convert the model with this input as a candidate feature"
-        )
-    return value[:1]
+    for feature, parts in features.items():
+        if next(iter(parts.values()))[0].scope == "request":
+            found |= one_row_of_parts(feature, parts, inputs)
+    return found

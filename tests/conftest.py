@@ -13,15 +13,30 @@ import numpy as np
 import pytest
 
 from examples.movielens import data as movielens
-from tests import models
+from tests import jemalloc_library, models
+from tests.shared import Once, one_process_at_a_time
 
 CACHE = Path(__file__).parent.parent / ".cache"
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a directory for all processes of this run."""
+    return Once(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def movielens_dir() -> Path:
     """Directory with the MovieLens 100k files."""
-    return movielens.fetch(CACHE)
+    with one_process_at_a_time(CACHE, "movielens"):
+        return movielens.fetch(CACHE)
+
+
+@pytest.fixture(scope="session")
+def jemalloc() -> Path:
+    """The real libjemalloc, downloaded where the machine has none."""
+    with one_process_at_a_time(CACHE, "jemalloc"):
+        return jemalloc_library.library(CACHE / "jemalloc").absolute()
 
 
 @pytest.fixture(scope="session")
@@ -29,18 +44,31 @@ def client_packages() -> Path:
     """`tensorflow-serving-api` in a directory of its own; it finds TensorFlow and gRPC in the test
     environment."""
     target = CACHE / "tensorflow-serving-api"
-    if not (target / "tensorflow_serving").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        subprocess.run([*command, "tensorflow-serving-api==2.20.0"], check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+    with one_process_at_a_time(CACHE, "tensorflow-serving-api"):
+        if not (target / "tensorflow_serving").is_dir():
+            subprocess.run([*command, "tensorflow-serving-api==2.20.0"], check=True)
     return target
 
 
 @pytest.fixture(scope="session")
-def ranker_saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def triton_packages() -> Path:
+    """`tritonclient` for gRPC and HTTP in a directory of its own; it finds gRPC and NumPy in the test
+    environment."""
+    target = CACHE / "tritonclient"
+    http = ["python-rapidjson", "geventhttpclient", "gevent", "greenlet", "zope.event", "zope.interface"]
+    packages = ["tritonclient==2.73.0", *http, "brotli", "certifi", "urllib3"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+    with one_process_at_a_time(CACHE, "tritonclient"):
+        if not (target / "tritonclient").is_dir():
+            subprocess.run([*command, *packages], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def ranker_saved_model(once: Once) -> Path:
     """SavedModel of `models.save_ranker`: strings, ints and floats, one user row and N item rows."""
-    path = tmp_path_factory.mktemp("ranker") / "saved_model"
-    models.save_ranker(path)
-    return path
+    return once("ranker", lambda d: models.save_ranker(d / "saved_model")) / "saved_model"
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +78,13 @@ def ranker_requests() -> Callable[[int, int], dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def ranker_bundle(ranker_saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranker_bundle(ranker_saved_model: Path, once: Once) -> Path:
     """The ranker converted and compiled for the CPU, CUDA and Vulkan. Read-only: copy it to change it."""
     from converters.convert import convert
     from mlir_pipeline.compile import compile_bundle
 
-    bundle = tmp_path_factory.mktemp("bundles") / "ranker"
-    convert(ranker_saved_model, bundle)
-    compile_bundle(bundle, ["cpu", "cuda:sm_80", "vulkan"])
-    return bundle
+    def build(directory: Path) -> None:
+        convert(ranker_saved_model, directory / "ranker")
+        compile_bundle(directory / "ranker", ["cpu", "cuda:sm_80", "vulkan"])
+
+    return once("ranker_bundle", build) / "ranker"

@@ -147,3 +147,72 @@ def call(function: object, features: dict[str, np.ndarray]) -> dict[str, np.ndar
 def as_npz(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Features as arrays that `np.savez` writes without pickle: strings as NumPy byte strings."""
     return {k: v.astype("S") if v.dtype == object else v for k, v in features.items()}
+
+
+class Classifier(tf.Module):
+    """Parses tf.Examples itself, as signatures for Classify do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = tf.Variable(tf.random.stateless_normal([2, 3], [1, 2]))
+        self.items = tf.Variable(tf.random.stateless_normal([50, 3], [3, 4]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def classify(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = {
+            "price": tf.io.FixedLenFeature([2], tf.float32),
+            "id": tf.io.FixedLenFeature([], tf.int64),
+        }
+        parsed = tf.io.parse_example(inputs, features)
+        scores = tf.nn.softmax(parsed["price"] @ self.weights + tf.gather(self.items, parsed["id"]))
+        classes = tf.tile(tf.constant([["no", "maybe", "ja ✓"]]), [tf.shape(inputs)[0], 1])
+        return {"classes": classes, "scores": scores}
+
+
+class Regressor(tf.Module):
+    """Plain features of every kind that an Example can hold, and the output that Regress reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = tf.Variable(tf.random.stateless_normal([50, 4], [5, 6]))
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([1], tf.float32, name="user_age"),
+            tf.TensorSpec([None], tf.int32, name="item_id"),
+            tf.TensorSpec([None, 2], tf.float32, name="item_price"),
+            tf.TensorSpec([None], tf.string, name="item_color"),
+        ]
+    )
+    def regress(
+        self, user_age: tf.Tensor, item_id: tf.Tensor, item_price: tf.Tensor, item_color: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        color = tf.cast(tf.strings.to_hash_bucket_fast(item_color, 7), tf.float32)
+        of_item = tf.reduce_sum(tf.gather(self.items, item_id), axis=1)
+        return {"outputs": tf.tanh(of_item + 0.1 * user_age) * item_price[:, 0] + item_price[:, 1] + color}
+
+
+class HalfPlusThree(tf.Module):
+    """The model of TensorFlow Serving's documentation."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def regress(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"outputs": 0.5 * x + 3.0}
+
+
+def save_half_plus_three(path: Path) -> None:
+    """`0.5 x + 3`."""
+    model = HalfPlusThree()
+    tf.saved_model.save(model, str(path), signatures={"serving_default": model.regress})
+
+
+def save_classifier(path: Path) -> None:
+    """A model for Classify."""
+    model = Classifier()
+    tf.saved_model.save(model, str(path), signatures={"serving_default": model.classify})
+
+
+def save_regressor(path: Path) -> None:
+    """A model for Regress."""
+    model = Regressor()
+    tf.saved_model.save(model, str(path), signatures={"serving_default": model.regress})

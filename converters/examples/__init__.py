@@ -1,9 +1,9 @@
 """Requests for a certificate: recorded ones read from a file, or ones drawn to fit the signature.
 
-`read_examples` (`recorded.py`) reads `.npz`, TFRecords of `tf.Example` and TensorFlow Serving's warm-up
-files, framed by `tfrecord.py` and described by `messages.proto`; `fitting.py` checks each request against the
-signature. `draw` (`drawn.py`) makes requests from `domains.py` through `values.py` and `serialized.py`.
-`composites.py` knows features that travel as several arrays, `labels.py` reads what happened after a request.
+`read_examples` (`recorded.py`) reads `.npz`, TFRecords of `tf.Example` (`messages.proto`) and TensorFlow
+Serving's warm-up files; `fitting.py` checks each request against the signature. `draw` (`drawn.py`) makes
+requests from `domains.py` through `values.py` and `serialized.py`. `composites.py` knows features that travel
+as several arrays, `labels.py` reads what happened after a request.
 """
 
 from converters.examples.composites import repeat_request_rows, rows_of

@@ -23,10 +23,9 @@ _sym_db = _symbol_database.Default()
 
 
 from serving.wire import example_pb2 as serving_dot_wire_dot_example__pb2
-from serving.wire import predict_pb2 as serving_dot_wire_dot_predict__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"converters/examples/messages.proto\x12\x10jaxrank.recorded\x1a\x1aserving/wire/example.proto\x1a\x1aserving/wire/predict.proto\"\x91\x01\n\x08\x46\x65\x61tures\x12\x38\n\x07\x66\x65\x61ture\x18\x01 \x03(\x0b\x32\'.jaxrank.recorded.Features.FeatureEntry\x1aK\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.jaxrank.tensorflow.Feature:\x02\x38\x01\"7\n\x07\x45xample\x12,\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1a.jaxrank.recorded.Features\"[\n\nPredictLog\x12;\n\x07request\x18\x01 \x01(\x0b\x32*.jaxrank.tensorflow.serving.PredictRequest\x12\x10\n\x08response\x18\x02 \x01(\x0c\"\xef\x01\n\rPredictionLog\x12\x14\n\x0clog_metadata\x18\x01 \x01(\x0c\x12\x16\n\x0c\x63lassify_log\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0bregress_log\x18\x03 \x01(\x0cH\x00\x12\x33\n\x0bpredict_log\x18\x06 \x01(\x0b\x32\x1c.jaxrank.recorded.PredictLogH\x00\x12\x1d\n\x13multi_inference_log\x18\x04 \x01(\x0cH\x00\x12\x19\n\x0fsession_run_log\x18\x05 \x01(\x0cH\x00\x12\x1e\n\x14predict_streamed_log\x18\x07 \x01(\x0cH\x00\x42\n\n\x08log_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"converters/examples/messages.proto\x12\x10jaxrank.recorded\x1a\x1aserving/wire/example.proto\"\x91\x01\n\x08\x46\x65\x61tures\x12\x38\n\x07\x66\x65\x61ture\x18\x01 \x03(\x0b\x32\'.jaxrank.recorded.Features.FeatureEntry\x1aK\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.jaxrank.tensorflow.Feature:\x02\x38\x01\"7\n\x07\x45xample\x12,\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1a.jaxrank.recorded.Featuresb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FEATURES_FEATUREENTRY']._loaded_options = None
   _globals['_FEATURES_FEATUREENTRY']._serialized_options = b'8\001'
-  _globals['_FEATURES']._serialized_start=113
-  _globals['_FEATURES']._serialized_end=258
-  _globals['_FEATURES_FEATUREENTRY']._serialized_start=183
-  _globals['_FEATURES_FEATUREENTRY']._serialized_end=258
-  _globals['_EXAMPLE']._serialized_start=260
-  _globals['_EXAMPLE']._serialized_end=315
-  _globals['_PREDICTLOG']._serialized_start=317
-  _globals['_PREDICTLOG']._serialized_end=408
-  _globals['_PREDICTIONLOG']._serialized_start=411
-  _globals['_PREDICTIONLOG']._serialized_end=650
+  _globals['_FEATURES']._serialized_start=85
+  _globals['_FEATURES']._serialized_end=230
+  _globals['_FEATURES_FEATUREENTRY']._serialized_start=155
+  _globals['_FEATURES_FEATUREENTRY']._serialized_end=230
+  _globals['_EXAMPLE']._serialized_start=232
+  _globals['_EXAMPLE']._serialized_end=287
 # @@protoc_insertion_point(module_scope)

@@ -14,12 +14,13 @@ from converters.errors import ConversionError
 from converters.examples.composites import rows_of
 from converters.examples.fitting import check_names, fit
 from converters.examples.labels import is_label, read_labels
-from converters.examples.messages_pb2 import Example, PredictionLog
-from converters.examples.tfrecord import looks_like_records, read_records
+from converters.examples.messages_pb2 import Example
 from jaxrank.manifest import Signature, TensorSpec
+from jaxrank.tfrecord import RecordError, looks_like_records, read_records
 from serving.errors import InvalidRequestError
 from serving.wire import codec
 from serving.wire.example_pb2 import Feature
+from serving.wire.prediction_log_pb2 import PredictionLog
 
 Request = dict[str, np.ndarray]
 
@@ -69,12 +70,15 @@ def read_examples(
         is_zip = file.read(2) == b"PK"
     if is_zip:
         return _from_npz(path, signature, renamed)
-    if not looks_like_records(path):
-        raise ConversionError(
-            f"{path} is neither an .npz nor a TFRecord file: its first bytes are no record header with a "
-            "right checksum"
-        )
-    records = list(read_records(path))
+    try:
+        if not looks_like_records(path):
+            raise ConversionError(
+                f"{path} is neither an .npz nor a TFRecord file: its first bytes are no record header with a "
+                "right checksum"
+            )
+        records = list(read_records(path))
+    except RecordError as error:
+        raise ConversionError(str(error)) from error
     if not records:
         raise ConversionError(f"{path} has no requests: no record is in it")
     kinds = {_is_prediction_log(data, f"{path}: record {i}") for i, data in enumerate(records) if data}

@@ -11,16 +11,20 @@ from rich.console import Console
 
 from jaxrank.cli.compile import compile_command
 from jaxrank.cli.convert import CONVERT_EXAMPLES, convert_command
+from jaxrank.cli.doctor import doctor
 from jaxrank.cli.explain import EXPLAIN_EXAMPLES, explain_command
 from jaxrank.cli.inspect import inspect_command
 from jaxrank.cli.serve import serve
+from jaxrank.cli.serve_flags import ServeCommand
+from jaxrank.cli.tables import add_to as add_tables
 from jaxrank.errors import JaxrankError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, explain, serve.",
+    help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, explain, serve, "
+    "tables, doctor.",
 )
 
 
@@ -55,10 +59,14 @@ _EXTRAS = {
     "flax": "compile",
     "iree": "compile",
     "matplotlib": "compile",
+    "rocksdict": "tiers",
+    "redis": "tiers",
 }
 
 app.command("convert", epilog=CONVERT_EXAMPLES)(_reporting_errors(convert_command))
 app.command("compile")(_reporting_errors(compile_command))
 app.command("inspect")(_reporting_errors(inspect_command))
 app.command("explain", epilog=EXPLAIN_EXAMPLES)(_reporting_errors(explain_command))
-app.command("serve")(_reporting_errors(serve))
+app.command("serve", cls=ServeCommand)(_reporting_errors(serve))
+app.command("doctor")(_reporting_errors(doctor))
+add_tables(app, _reporting_errors)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from jaxrank.cli.console import results_console
 from jaxrank.cli.progress import stages
 from jaxrank.cli.report import certificate_table, engine_table
+from jaxrank.manifest import MAX_CANDIDATES
 
 
 class DataTilingChoice(StrEnum):
@@ -34,7 +35,10 @@ def compile_command(
         ),
     ] = "iree",
     max_candidates: Annotated[
-        int | None, typer.Option(min=1, help="Change the largest number of candidates of one request.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_CANDIDATES, help="Change the largest number of candidates of one request."
+        ),
     ] = None,
     data_tiling: Annotated[
         DataTilingChoice,
@@ -91,8 +95,9 @@ def compile_command(
         ),
     ] = None,
     prefer: Annotated[
-        Literal["time", "bytes"], typer.Option(help="What --precision auto saves: time, or bytes of weights.")
-    ] = "time",
+        Literal["time", "bytes"] | None,
+        typer.Option(help="What --precision auto saves: time, or bytes of weights.", show_default="time"),
+    ] = None,
 ) -> None:
     """Compile a bundle's Flax module to a program for each target and engine, for any number of candidates.
 
@@ -119,7 +124,7 @@ def compile_command(
             progress=progress,
             dump_ir=dump_ir,
         )
-    console = Console()
+    console = results_console()
     searched = read_search(bundle) if wanted is not None else None
     if searched is not None:
         console.print(search_table(searched))
@@ -129,7 +134,7 @@ def compile_command(
         for note in compiled.notes:
             console.print(f"{compiled.name}: {note}", highlight=False)
         if compiled.certificate is not None:
-            console.print(certificate_table(compiled.certificate))
+            console.print(certificate_table(compiled.certificate, manifest))
     if manifest.engine_times:
         console.print(engine_table(manifest))
     names = dict.fromkeys(t.name for t in manifest.targets)

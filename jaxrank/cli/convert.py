@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from jaxrank.certificate import TOLERANCE
+from jaxrank.cli.console import results_console
 from jaxrank.cli.progress import stages
 from jaxrank.cli.report import certificate_table, placement_table, scope_table, unsupported_table
-from jaxrank.manifest import DEFAULT_MAX_CANDIDATES
+from jaxrank.manifest import DEFAULT_MAX_CANDIDATES, MAX_CANDIDATES
 
 if TYPE_CHECKING:
     from converters.report import ConversionReport
@@ -91,7 +92,7 @@ def convert_command(
         ),
     ] = None,
     max_candidates: Annotated[
-        int, typer.Option(min=1, help="Largest number of candidates of one request.")
+        int, typer.Option(min=1, max=MAX_CANDIDATES, help="Largest number of candidates of one request.")
     ] = DEFAULT_MAX_CANDIDATES,
     tolerance: Annotated[
         float,
@@ -157,7 +158,7 @@ def convert_command(
     from converters.report import REPORT_HTML, REPORT_JSON, check_report_path, read_report, write_report_file
 
     suffix = check_report_path(report) if report is not None else ""
-    console = Console()
+    console = results_console()
     if output is None or dry_run:
         with stages() as progress:
             found = converter.dry_run(source, **options, examples=examples, progress=progress)

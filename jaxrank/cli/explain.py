@@ -1,5 +1,7 @@
 """`jaxrank explain`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxrank.cli.console import results_console
 from jaxrank.cli.progress import stages
 from jaxrank.errors import DestinationError
 
@@ -73,14 +76,18 @@ def explain_command(
         found = explain(
             bundle, target=target, candidates=counts, profiled=profiled, runs=runs, progress=progress
         )
-    console = Console()
+    console = results_console()
     _print(console, found)
     if json is not None:
-        json.write_bytes(found.to_json())
+        with _writing(json):
+            json.write_bytes(found.to_json())
         console.print(f"figures: {json}", highlight=False, markup=False)
     if plot is not None and found.work:
-        draw(found, plot)
+        with _writing(plot):
+            draw(found, plot)
         console.print(f"picture: {plot}", highlight=False, markup=False)
+    elif plot is not None:
+        console.print(f"no picture: {bundle} has no dense half to draw", highlight=False, markup=False)
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
@@ -102,6 +109,16 @@ def _check_destination(option: str, path: Path | None, suffixes: tuple[str, ...]
         raise typer.BadParameter(f"{path} must end in {', '.join(suffixes)}", param_hint=option)
     if not path.parent.is_dir():
         raise DestinationError(f"{path} cannot be written: there is no directory {path.parent}")
+    if path.is_dir():
+        raise DestinationError(f"{path} cannot be written: it is a directory; give {option} a file")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DestinationError(f"{path} cannot be written: {error}; give another place") from error
 
 
 def _print(console: Console, found: "Explanation") -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jaxrank import bundle as files
+from jaxrank.cli.console import results_console
 from jaxrank.cli.precision import precision_table
 from jaxrank.cli.report import certificate_table, engine_table, placement_table
 from jaxrank.errors import BundleError
@@ -33,7 +33,7 @@ def inspect_command(
     Every file is checked against its sha256 first.
     """
     manifest = files.verify(bundle)
-    console = Console()
+    console = results_console()
     console.print(
         f"[bold]{bundle}[/]: {manifest.source.format} {manifest.source.path!r}, converted "
         f"{manifest.source.created} with "
@@ -42,6 +42,7 @@ def inspect_command(
         highlight=False,
     )
     console.print(_signature(manifest, bundle), _tables(manifest), _places(manifest))
+    console.print(_host(bundle, manifest))
     if manifest.flops is not None:
         console.print(_flops(manifest.flops, manifest))
     if manifest.precision:
@@ -52,7 +53,7 @@ def inspect_command(
     console.print(certificate_table(manifest.certificate))
     for target in manifest.targets:
         if target.certificate is not None:
-            console.print(certificate_table(target.certificate))
+            console.print(certificate_table(target.certificate, manifest))
     if manifest.engine_times:
         console.print(engine_table(manifest))
     if ops:
@@ -83,7 +84,10 @@ def _signature(manifest: Manifest, bundle: Path) -> Table:
 def _tables(manifest: Manifest) -> Table:
     table = _table("Tables and vocabularies", "name", "kind", "rows", "dim", "bytes")
     for t in manifest.tables:
-        table.add_row(t.name, f"embedding {t.dtype}", f"{t.rows:,}", str(t.dim), f"{t.bytes:,}")
+        keys = " by key" if t.keyed else ""
+        table.add_row(
+            t.name, f"embedding {t.dtype} as {t.row_format}{keys}", f"{t.rows:,}", str(t.dim), f"{t.bytes:,}"
+        )
     for v in manifest.vocabularies:
         table.add_row(v.name, f"vocabulary {v.key_dtype} -> int64", f"{v.size:,}", "", "")
     return table
@@ -94,6 +98,17 @@ def _places(manifest: Manifest) -> Table:
     return placement_table(
         {p: dict(Counter(op.op for op in manifest.ops if op.place == p).most_common()) for p in places}
     )
+
+
+def _host(bundle: Path, manifest: Manifest) -> Table:
+    """How the server runs the host program, and which operators keep it on NumPy."""
+    from serving.host import HostProgramRunner
+
+    runner = HostProgramRunner(bundle, manifest)
+    table = _table("Host program", "runs", "operators", "because of")
+    reasons = "\n".join(runner.not_native)
+    table.add_row("on NumPy" if reasons else "natively", str(len(runner.program.operators)), escape(reasons))
+    return table
 
 
 def _flops(flops: Flops, manifest: Manifest) -> Table:
@@ -112,6 +127,9 @@ def _flops(flops: Flops, manifest: Manifest) -> Table:
                 for c, n in zip(compiled, sizes, strict=True)
             ),
         )
+    if flops.uncounted_loops:
+        loops = "a loop" if flops.uncounted_loops == 1 else f"{flops.uncounted_loops} loops"
+        table.caption = f"{loops} of the compiled program ends by the data: its products are counted once"
     return table
 
 

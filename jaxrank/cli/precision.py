@@ -22,7 +22,7 @@ def read_precision(
     rules: Sequence[str],
     keep: str | None,
     examples: Path | None,
-    prefer: Literal["time", "bytes"],
+    prefer: Literal["time", "bytes"] | None,
 ) -> "Precision | None":
     """What the options ask for; None without `--precision`.
 
@@ -36,6 +36,8 @@ def read_precision(
     from mlir_pipeline.precision.choice import AUTO_BOUNDS, Precision
     from mlir_pipeline.precision.rules import parse_rules
 
+    if prefer is not None and "auto" not in rules:
+        raise CompileError("--prefer is about what --precision auto saves; give that too, or leave it out")
     if not rules:
         if keep is not None or examples is not None:
             given = "--keep" if keep is not None else "--examples"
@@ -53,7 +55,7 @@ def read_precision(
             raise CompileError("--examples are requests that --keep is checked on; give --keep too")
         signature = files.read_manifest(bundle).signature
         recorded = [Example(f, {}, labels) for f, labels in read_labelled(examples, signature)]
-    return Precision(None if auto else parse_rules(rules), bounds, recorded, prefer)
+    return Precision(None if auto else parse_rules(rules), bounds, recorded, prefer or "time")
 
 
 def read_search(bundle: Path) -> "Search | None":

@@ -1,6 +1,9 @@
 """Progress of long work: one line for each stage, with the time it took, and a bar for what is counted in
 bytes."""
 
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,8 +30,17 @@ class _Stages:
         self._console = Console(stderr=True)
         self.status = self._console.status("")
         self._current: list[tuple[str, float]] = []
+        self.ended = 0
+        """Exit status of a command that a signal ended; 0 before."""
+
+    def end(self, number: int, frame: object) -> None:
+        """Handles SIGINT and SIGTERM: what was begun is undone on the way out."""
+        self.ended = 128 + number
+        sys.exit(self.ended)
 
     def __call__(self, text: str, /) -> None:
+        if self.ended:  # what `end` raised was lost: C code drops what its callbacks raise
+            sys.exit(self.ended)
         self.finish("[green]✓[/]")
         self._current.append((text, time.monotonic()))
         self.status.update(text)
@@ -63,12 +75,19 @@ class _Stages:
 
 @contextmanager
 def stages() -> Iterator[Progress]:
-    """Progress that is shown on standard error for as long as the context lasts."""
+    """Progress that is shown on standard error for as long as the context lasts. Ctrl-C and SIGTERM end the
+    command, at its next stage at the latest, with what it began undone."""
     progress = _Stages()
+    in_main = threading.current_thread() is threading.main_thread()
+    ends = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    before = {number: signal.signal(number, progress.end) for number in ends}
     with progress.status:
         try:
             yield progress
         except BaseException:
             progress.finish("[red]✗[/]")
             raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         progress.finish("[green]✓[/]")

@@ -5,18 +5,34 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from jaxrank.bundle import PRECISION_EXAMPLES
 from jaxrank.manifest import Certificate, Manifest, Signature
 
 PLACES = ("unsupported", "host", "dense", "folded")
 
 
-def certificate_table(certificate: Certificate) -> Table:
-    """The certificate, a line for each output and number of candidates."""
+def certificate_table(certificate: Certificate, held_to: Manifest | None = None) -> Table:
+    """The certificate, a line for each output and number of candidates.
+
+    `held_to` is the manifest of a compiled program's certificate: in lower precision its bounds hold, where
+    it has some, and the tolerance of float32 does not.
+    """
+    kept = held_to.kept if held_to is not None else ()
+    bounds = f"tolerance {certificate.tolerance:.0e}"
+    if held_to is not None and kept:
+        bounds = f"bounds {','.join(f'{k.metric}:{k.bound:g}' for k in kept)}"
+        if PRECISION_EXAMPLES in held_to.files:
+            bounds += f" on the requests of {PRECISION_EXAMPLES}"
     table = Table(
         title=f"Certificate: {certificate.stage} against TensorFlow, {certificate.requests} requests, "
-        f"tolerance {certificate.tolerance:.0e}",
+        f"{bounds}",
         title_justify="left",
     )
+    if kept:
+        table.caption = (
+            f"inverted pairs are counted among those that TensorFlow orders by more than "
+            f"{certificate.tolerance:.0e}"
+        )
     for column in (
         "output",
         "candidates",

@@ -10,15 +10,17 @@ from jax.extend import core
 from mlir_pipeline.flops import (
     COPIES,
     ELEMENTWISE,
+    PRODUCTS,
     REDUCTIONS,
     TRANSCENDENTAL,
     VIEWS,
     WINDOW_REDUCTIONS,
+    bodies,
+    open_jaxpr,
     product_flops,
 )
 from mlir_pipeline.jaxpr import module_path
 
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 _DIMENSION = "n"
 # Where the branches of a condition cost different polynomials, the dearer one at this many candidates counts.
 _TYPICAL_CANDIDATES = 1000
@@ -63,7 +65,7 @@ def cost(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Cost:
     A scan counts `length` times, a condition as its dearer branch. How often a `while` runs is not known
     here: its body counts once, and the cost says so in `uncounted`.
     """
-    return _total(equation_cost(eqn) for eqn in _open(jaxpr).eqns)
+    return _total(equation_cost(eqn) for eqn in open_jaxpr(jaxpr).eqns)
 
 
 def cost_of_modules(jaxpr: core.ClosedJaxpr) -> dict[str, Cost]:
@@ -78,7 +80,7 @@ def cost_of_modules(jaxpr: core.ClosedJaxpr) -> dict[str, Cost]:
 
 def equation_cost(eqn: core.JaxprEqn) -> Cost:
     """The cost of one equation."""
-    name, inner = eqn.primitive.name, _bodies(eqn)
+    name, inner = eqn.primitive.name, bodies(eqn)
     if inner:
         return _control_flow(eqn, inner)
     if name in VIEWS:
@@ -116,9 +118,9 @@ def evaluated(number: Any, candidates: int) -> int:
     return number if isinstance(number, int) else int(number._evaluate({_DIMENSION: candidates}))
 
 
-def _control_flow(eqn: core.JaxprEqn, bodies: Sequence[core.Jaxpr]) -> Cost:
+def _control_flow(eqn: core.JaxprEqn, inner: Sequence[core.Jaxpr]) -> Cost:
     name = eqn.primitive.name
-    costs = [cost(body) for body in bodies]
+    costs = [cost(body) for body in inner]
     if name == "scan":
         return costs[0].times(eqn.params["length"])
     if name == "cond":
@@ -137,15 +139,6 @@ def _control_flow(eqn: core.JaxprEqn, bodies: Sequence[core.Jaxpr]) -> Cost:
 
 def _weight(found: Cost) -> int:
     return found.flops + found.transcendentals + found.bytes_moved
-
-
-def _bodies(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    values = [v for p in eqn.params.values() for v in (p if isinstance(p, (tuple, list)) else (p,))]
-    return [_open(v) for v in values if isinstance(v, (core.ClosedJaxpr, core.Jaxpr))]
-
-
-def _open(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
-    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
 def _total(costs: Any) -> Cost:

@@ -13,6 +13,10 @@ from mlir_pipeline.jaxpr import module_of
 
 # Names in a location are quoted; so are file names, which a line number follows.
 _NAME = re.compile(r'"([^"]*)"(?!:\d)')
+_POSITION = re.compile(r":(\d+):\d+\)*$")
+# Where IREE's compiler found something in what it read from standard input.
+_STDIN = re.compile(r"<stdin>:(\d+):\d+:")
+_MODULE_COMMENT = "  // in module "
 _REFUSED = "jaxrank.refused"
 
 
@@ -54,6 +58,27 @@ class Program:
             enable_debug_info=False, large_elements_limit=None if weights else 16
         )
 
+    def text_with_modules(self) -> str:
+        """`text()` with the Flax module of each operation in a comment at the end of its line, where
+        `modules_in_diagnostics` finds it: what IREE's compiler says of a line then names the module."""
+        text = self.text()
+        operations: list[ir.Operation] = []
+        printed: list[ir.Operation] = []
+        walk(self.module.operation, operations.append)
+        # Parsed again, each operation knows its line; the order is the same.
+        parsed = ir.Module.parse(text, self.module.context)
+        walk(parsed.operation, printed.append)
+        lines = text.split("\n")
+        for operation, at in zip(operations, printed, strict=True):
+            position = _POSITION.search(str(at.location))
+            path = module_path(operation)
+            if position is None or not path:
+                continue
+            number = int(position[1]) - 1
+            if _MODULE_COMMENT not in lines[number]:  # an operation within another one's line
+                lines[number] += f"{_MODULE_COMMENT}{path}"
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -71,6 +96,29 @@ class Pass:
 def module_path(op: ir.Operation) -> str:
     """Path of the Flax module that an operation's location names; empty for the model's own body."""
     return module_of(" ".join(_NAME.findall(str(op.location))))
+
+
+def modules_in_diagnostics(diagnostics: str, given: str, compiled: str) -> str:
+    """The diagnostics of IREE's compiler with the Flax module after each position in its input.
+
+    `given` is `text_with_modules`; `compiled` is what the compiler read: the same lines, with others before
+    the module where a target's attributes were added to it.
+    """
+    lines = given.split("\n")
+    moved = _first_line(compiled) - _first_line(given)
+
+    def named(position: re.Match[str]) -> str:
+        number = int(position[1]) - 1 - moved
+        line = lines[number] if 0 <= number < len(lines) else ""
+        _, found, path = line.partition(_MODULE_COMMENT)
+        return f"{position[0]} in module {path}:" if found else position[0]
+
+    return _STDIN.sub(named, diagnostics)
+
+
+def _first_line(text: str) -> int:
+    numbered = enumerate(text.split("\n"))
+    return next((i for i, line in numbered if line.lstrip().startswith(("module", "func.func"))), 0)
 
 
 def mark_refused(op: ir.Operation, reason: str) -> None:

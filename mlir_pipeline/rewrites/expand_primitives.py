@@ -9,6 +9,7 @@
 | `sort` over candidates | the rank of each, counted in `[n, n]`; the order, by a masked sum; a gather |
 | `scatter*` | one index vector for each written row, with a row more for what is written outside |
 | `reduce_window_*` | one strided slice for each position in the window |
+| `stack` | a concatenation, which the other rewrites know |
 
 A sort over candidates costs n^2 instead of n log n: 25 million simple steps for 5,000 candidates. What is
 sorted and scattered is kept apart by barriers: fused with what made it, IREE allocates it on the stack,
@@ -237,7 +238,13 @@ def _zero(dtype: Any) -> int:
     return 0
 
 
+def _stack(params: dict[str, Any], *operands: jax.Array) -> tuple[jax.Array, ...]:
+    axis = params["axis"]
+    return (lax.concatenate([lax.expand_dims(x, [axis]) for x in operands], axis),)
+
+
 _RULES: dict[str, Callable[..., tuple[jax.Array, ...] | None]] = {
+    "stack": _stack,
     "top_k": _top_k,
     "sort": _sort,
     "cumsum": _cumulative(lax.add, _zero),

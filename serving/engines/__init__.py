@@ -6,16 +6,19 @@ distribution adds one with an entry point of the group `jaxrank.engines`, named 
 """
 
 import importlib
+import threading
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
+from serving.cores import usable_cores
 from serving.host.program import FeatureBlocks
+from serving.scheduling import ANY_TIME, KeyLoad, SchedulingOptions, StreamLoad, StreamScheduler, Urgency
 
 ENTRY_POINTS = "jaxrank.engines"
 
@@ -32,9 +35,9 @@ class Engine(Protocol):
     streams: int
     """Calls that may run at once."""
 
-    def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
-        """The dense outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's
-        own."""
+    def run(self, blocks: FeatureBlocks, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
+        """The dense outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's own.
+        Raises what `Urgency.check` and `StreamScheduler.run` do."""
         ...
 
     def close(self) -> None:
@@ -46,9 +49,39 @@ class Engine(Protocol):
 class BatchEngine(Protocol):
     """An engine that scores many requests in one call."""
 
-    def run_batch(self, requests: Sequence[FeatureBlocks]) -> list[list[np.ndarray]]:
+    def run_batch(
+        self, requests: Sequence[FeatureBlocks], urgency: Urgency = ANY_TIME
+    ) -> list[list[np.ndarray]]:
         """What `run` gives for each request, up to the order of float32 sums. Raises `ValueError` for more
         requests than it takes at once."""
+        ...
+
+
+@runtime_checkable
+class StatefulEngine(Protocol):
+    """An engine whose `run` takes blocks with the request tower's state, and does not compute it then."""
+
+    def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> Sequence[Any]:
+        """The state of a request's block `[1, R]`, in memory of its own that has `nbytes`; empty where the
+        model has none. Raises as `run` does."""
+        ...
+
+
+def default_streams(target: Target) -> int:
+    """Calls of a target that run at once unless told otherwise: all cores on a CPU, one on a device."""
+    return usable_cores() if target.driver.startswith("local") else 1
+
+
+@runtime_checkable
+class ScheduledEngine(Protocol):
+    """An engine that knows how long its requests wait."""
+
+    def refuse_late(self, urgency: Urgency) -> None:
+        """Raises what `run` would for an average request, before it has cost anything."""
+        ...
+
+    def stream_load(self) -> KeyLoad:
+        """What its streams did for it, and for all models on them."""
         ...
 
 
@@ -57,8 +90,39 @@ class EngineLoader(Protocol):
     `only` is given for targets with `programs` alone. Raises `BundleError`."""
 
     def __call__(
-        self, bundle: Path, manifest: Manifest, target: Target, *, streams: int | None = None, **only: str
+        self, bundle: Path, manifest: Manifest, target: Target, *, streams: int | None = None, **only: Any
     ) -> Engine: ...
+
+
+class StreamSchedulers:
+    """The threads of each device that a server uses, made when the first model needs them. Thread-safe."""
+
+    def __init__(self, streams: int | None = None, options: SchedulingOptions | None = None):
+        """`streams` of each device, the target's default for None."""
+        self.streams, self._options = streams, options
+        self._lock, self._schedulers = threading.Lock(), dict[str, StreamScheduler]()
+
+    def of(self, target: Target) -> StreamScheduler:
+        """Those of a target's device."""
+        with self._lock:
+            if target.driver not in self._schedulers:
+                streams = self.streams or default_streams(target)
+                on_cpu = target.driver.startswith("local")
+                self._schedulers[target.driver] = StreamScheduler(
+                    streams, on_cpu=on_cpu, options=self._options
+                )
+            return self._schedulers[target.driver]
+
+    def loads(self) -> dict[str, StreamLoad]:
+        """How busy each device is, by its driver."""
+        with self._lock:
+            return {driver: scheduler.load() for driver, scheduler in self._schedulers.items()}
+
+    def close(self, seconds: float | None = None) -> None:
+        """As `StreamScheduler.close`, for every device."""
+        with self._lock:
+            for scheduler in self._schedulers.values():
+                scheduler.close(seconds)
 
 
 def engine_names() -> list[str]:
@@ -72,15 +136,22 @@ def load_engine(
     target: Target,
     *,
     streams: int | None = None,
+    scheduler: StreamScheduler | None = None,
     only: str | None = None,
 ) -> Engine:
     """The engine that the target names.
 
-    `only` is the one candidate program to run, where a target has several; the engine's choice by default.
+    Args:
+        streams: calls that run at once; the engine's default by default.
+        scheduler: threads of the target's device that several models share. IREE's engine uses them; the
+            others have threads of their own libraries.
+        only: the one candidate program to run, where a target has several; the engine's choice by default.
 
     Raises `BundleError`: an engine that is not installed, or a program that does not load here.
     """
-    chosen = {} if only is None else {"only": only}
+    chosen: dict[str, Any] = {} if only is None else {"only": only}
+    if scheduler is not None and target.engine == "iree":
+        chosen["scheduler"] = scheduler
     return _loader(bundle, target)(bundle, manifest, target, streams=streams, **chosen)
 
 

@@ -7,27 +7,28 @@ call. The candidates of several requests go through one program as tiles (`batch
 it.
 """
 
+import functools
 import itertools
-import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import iree.runtime as rt
 import numpy as np
 
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Cost, Manifest, Program, Target
 from jaxrank.towers import CANDIDATE_TOWER, REQUEST_BATCH, REQUEST_TOWER
+from serving.engines import default_streams
 from serving.engines.batches import MAX_REQUESTS, WORTH_TILES, Tiles, of_rows, of_tiles, shares, tiled
+from serving.engines.calls import Calls
 from serving.engines.plan import Call, Planner
-from serving.engines.transfer import to_host
+from serving.engines.streams import Stream, Weights
 from serving.host.program import FeatureBlocks
+from serving.monitoring.timeline import Moved
+from serving.scheduling import ANY_TIME, Job, KeyLoad, StreamScheduler, Urgency
+
+_T = TypeVar("_T")
 
 
 class IreeEngine:
@@ -40,12 +41,14 @@ class IreeEngine:
         target: Target,
         *,
         streams: int | None = None,
+        scheduler: StreamScheduler | None = None,
         only: str | None = None,
     ):
         """Loads the modules and maps their weights.
 
         Args:
             streams: calls that may run at once; all cores on a CPU, one on a device, by default.
+            scheduler: threads of the device that other models share; of its own by default.
             only: function of the one candidate program to use, whatever the costs say; the plan's choice by
                 default. That of many requests is used by `run_batch` for every request that has candidates.
 
@@ -59,151 +62,194 @@ class IreeEngine:
                 f"{bundle}: {target.name} has no program {only!r}; it has {', '.join(programs)}"
             )
         on_cpu = target.driver.startswith("local")
-        self.streams = streams or (usable_cores() if on_cpu else 1)
-        self._closed, self._running = False, 0
-        self._calls = threading.Condition()
+        self._owns_scheduler = scheduler is None
+        self._scheduler = scheduler or StreamScheduler(streams or default_streams(target), on_cpu=on_cpu)
+        self.streams = self._scheduler.streams
+        self._calls = Calls()
+        # What the scheduler knows of an engine must not keep it in memory.
+        self._key = object()
         self._has_state = bool(manifest.state)
         self._row_wise = manifest.row_wise
         self._batch = target.batch
         self._always_tiles = target.batch is not None and only == target.batch.function
         self._planner = _planner(manifest, target, self.streams, only)
-        # The stream that was used last has its memory in the cache.
-        self._free: queue.LifoQueue[Stream] = queue.LifoQueue()
-        name = f"stream-{target.driver}"
-        if on_cpu:
-            self._pool = ThreadPoolExecutor(self.streams, name, _pin, (itertools.count(),))
-        else:
-            self._pool = ThreadPoolExecutor(self.streams, name)
         try:
             weights = Weights(bundle / files.WEIGHTS if files.WEIGHTS in manifest.files else None)
-            # Every stream is opened now: a device that is not there must fail the load, not a request.
-            for stream in self._pool.map(
-                lambda _: self._opened(bundle, target, weights), range(self.streams)
-            ):
-                self._free.put(stream)
+            # Drivers start threads, which would inherit a lower priority; then packing weights takes long.
+            self._streams = self._scheduler.on_each(lambda _: Stream(target.driver, weights))
+            self._scheduler.on_each(
+                lambda n: self._load(self._streams[n], bundle, target), in_background=on_cpu
+            )
         except (RuntimeError, ValueError, OSError) as error:
-            self._pool.shutdown()
+            if self._owns_scheduler:
+                self._scheduler.close()
             raise BundleError(
                 f"{bundle / target.module} does not run here with the {target.driver} driver: {error}; "
                 f"compile the bundle for this machine (jaxrank compile --target ...)"
             ) from error
 
-    def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
+    def run(self, blocks: FeatureBlocks, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
         """The dense outputs in the order of the signature, each `[N, ...]` as the modules make them. The
-        arrays are the caller's own."""
-        with self._call():
-            return self._run(blocks)
+        arrays are the caller's own. Raises what `StreamScheduler.run` does."""
+        with self._calls.running():
+            return self._scheduler.run(self._job([blocks], urgency))[0]
 
-    def _run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
-        count = len(blocks.candidate)
-        plan = self._planner.plan(count) if self._planner else ((Call(CANDIDATE_TOWER, count, 0, count),),)
-        if len(plan) == 1:
-            # On the caller's thread: waking another one takes longer than a small request.
-            with self._stream() as stream:
-                state = self._request(stream, blocks.request)
-                return _joined(_candidates(stream, state, blocks.candidate, iter(plan[0])))
-        with self._stream() as stream:
-            state = self._request(stream, blocks.request)
-        # Streams take the next call when they are ready: one on a core that is busy with other work takes
-        # fewer. `next` of one iterator is atomic.
-        calls = itertools.chain.from_iterable(plan)
-        return _joined(
-            self._side_by_side(len(plan), lambda s: _candidates(s, state, blocks.candidate, calls))
-        )
+    def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
+        """The state of a request's block, in the host's memory: any stream takes it from there. Raises what
+        `StreamScheduler.run` does."""
+        if not self._has_state:
+            return []
+        with self._calls.running():
+            return self._scheduler.run(Job(self._key, urgency, 0, request, self._begin_state))
 
-    def run_batch(self, requests: Sequence[FeatureBlocks]) -> list[list[np.ndarray]]:
+    def run_batch(
+        self, requests: Sequence[FeatureBlocks], urgency: Urgency = ANY_TIME
+    ) -> list[list[np.ndarray]]:
         """The dense outputs of each request, as `run` gives them up to the order of float32 sums.
 
         Requests may have any numbers of candidates. Without the bundle's program for many requests, those of
         a model with state run one by one, and so do those of a model that mixes candidates, and on a CPU
         those with more than `WORTH_TILES` tiles of candidates.
 
-        Raises `ValueError` for no request or more than `MAX_REQUESTS`.
+        Raises `ValueError` for no request or more than `MAX_REQUESTS`, and what `StreamScheduler.run` does.
         """
         if not 1 <= len(requests) <= MAX_REQUESTS:
             raise ValueError(f"a batch has 1 to {MAX_REQUESTS} requests, this one has {len(requests)}")
-        with self._call():
-            return self._run_batch(requests)
+        shared = [blocks for blocks in requests if self._shared_rows(blocks)]
+        with self._calls.running():
+            found = iter(self._scheduler.run(self._job(shared, urgency)) if shared else ())
+            return [
+                next(found)
+                if self._shared_rows(blocks)
+                else self._scheduler.run(self._job([blocks], urgency))[0]
+                for blocks in requests
+            ]
 
-    def _run_batch(self, requests: Sequence[FeatureBlocks]) -> list[list[np.ndarray]]:
-        candidates = [blocks.candidate for blocks in requests]
-        together = self._row_wise and (self._batch is not None or not self._has_state)
-        alone = len(requests) == 1 and not self._always_tiles
-        if alone or not together or not any(map(len, candidates)):
-            return [self._run(blocks) for blocks in requests]
-        if self._batch is None:
-            rows = FeatureBlocks(requests[0].request, np.concatenate(candidates), {})
-            return of_rows(self._run(rows), [len(block) for block in candidates])
-        small = [self._is_small(blocks) for blocks in requests]
-        if not all(small):
-            tiled_together = list(itertools.compress(requests, small))
-            found = iter(self._run_batch(tiled_together) if tiled_together else ())
-            return [next(found) if s else self._run(b) for b, s in zip(requests, small, strict=True)]
-        return self._run_tiles(requests, self._batch)
+    def refuse_late(self, urgency: Urgency) -> None:
+        """Raises what `run` would for an average request, before it has cost anything."""
+        self._scheduler.refuse_late(self._key, urgency)
 
-    def _is_small(self, blocks: FeatureBlocks) -> bool:
-        """Whether a request is worth its tiles. The program needs one of each request; on a CPU, one that
-        fills more than `WORTH_TILES` takes less time in a call of its own, without padding."""
-        count, rows = len(blocks.candidate), self._batch.rows if self._batch is not None else 0
-        any_number = self._planner is None or self._always_tiles
-        return count > 0 and (any_number or count <= WORTH_TILES * rows)
+    def stream_load(self) -> KeyLoad:
+        """What its streams did for it, and for all models on them."""
+        return self._scheduler.load_of(self._key)
 
-    def _run_tiles(self, requests: Sequence[FeatureBlocks], batch: Program) -> list[list[np.ndarray]]:
+    def _job(self, requests: Sequence[FeatureBlocks], urgency: Urgency) -> Job:
+        """For requests that share calls, or for one."""
+        return Job(
+            self._key,
+            urgency,
+            sum(len(blocks.candidate) for blocks in requests),
+            requests,
+            self._begin,
+            shared_rows=sum(map(self._shared_rows, requests)),
+        )
+
+    def _begin_state(self, job: Job, number: int) -> Moved:
+        stream = self._streams[number]
+        state = stream.call(REQUEST_TOWER, [job.payload])
+        job.finish = lambda: [state]
+        return stream.moved()
+
+    def _begin(self, job: Job, number: int) -> Moved:
+        """The first call of a job: the request tower, and then calls that any stream may take."""
+        stream = self._streams[number]
+        requests = [blocks for member in job.members for blocks in member.payload]
+        sizes = [len(member.payload) for member in job.members]
+        if len(requests) == 1 and not (self._always_tiles and job.shared_rows):
+            finish = self._begin_one(job, stream, requests[0])
+            job.finish = lambda: [[finish()]]
+        elif self._batch is None:
+            rows = FeatureBlocks(requests[0].request, np.concatenate([b.candidate for b in requests]), {})
+            stream.joined(rows.candidate.nbytes)
+            finish = self._begin_one(job, stream, rows)
+            counts = [len(blocks.candidate) for blocks in requests]
+            job.finish = lambda: _grouped(_copied(job, of_rows(finish(), counts)), sizes)
+        else:
+            finish_all = self._begin_tiles(job, stream, requests, self._batch)
+            job.finish = lambda: _grouped(_copied(job, finish_all()), sizes)
+        return stream.moved()
+
+    def _begin_one(self, job: Job, stream: Stream, blocks: FeatureBlocks) -> Callable[[], list[np.ndarray]]:
+        """Starts one request; what is returned gives its outputs after the job's last call."""
+        if self._planner is None:
+            if blocks.state is not None:
+                found = stream.call(CANDIDATE_TOWER, [*blocks.state, blocks.candidate])
+            else:
+                request, candidates = stream.staged([blocks.request, blocks.candidate])
+                found = stream.call(CANDIDATE_TOWER, [*self._state(stream, request), candidates])
+            return lambda: found
+        plan = self._planner.plan(len(blocks.candidate))
+        pieces: list[_Piece] = []
+        if len(plan) == 1:
+            # On this stream: handing them to others takes longer than a small request.
+            state = self._state(stream, blocks.request) if blocks.state is None else blocks.state
+            pieces += [_candidates(stream, state, blocks.candidate, call) for call in plan[0]]
+            return lambda: _joined(job, pieces)
+        if blocks.state is not None:
+            state = blocks.state
+        else:
+            state = stream.call(REQUEST_TOWER, [blocks.request]) if self._has_state else []
+
+        def run(number: int, call: Call) -> Moved:
+            pieces.append(_candidates(self._streams[number], state, blocks.candidate, call))
+            return self._streams[number].moved()
+
+        # Streams take the next call when they are ready: one on a core that is busy with other work takes
+        # fewer.
+        for call in itertools.chain.from_iterable(plan):
+            job.add(functools.partial(run, call=call))
+        return lambda: _joined(job, pieces)
+
+    def _begin_tiles(
+        self, job: Job, stream: Stream, requests: Sequence[FeatureBlocks], batch: Program
+    ) -> Callable[[], list[list[np.ndarray]]]:
+        """Starts requests that share calls; what is returned gives the outputs of each."""
         tiles = tiled([blocks.candidate for blocks in requests], batch.rows)
-        request_block = np.concatenate([blocks.request for blocks in requests])
+        stream.joined(tiles.blocks.nbytes)
         parts = shares(tiles, self.streams) if self._planner else [[(0, len(tiles.owner))]]
-        with self._stream() as stream:
-            state = stream.call(REQUEST_BATCH, [request_block])
-            if len(parts) == 1:
-                return of_tiles(_joined(_tiles(stream, batch.function, state, tiles, iter(parts[0]))), tiles)
-        ranges = itertools.chain.from_iterable(parts)
-        pieces = self._side_by_side(len(parts), lambda s: _tiles(s, batch.function, state, tiles, ranges))
-        return of_tiles(_joined(pieces), tiles)
+        state = _batch_state(stream, requests)
+        pieces: list[_Piece] = []
+
+        def run(number: int, part: tuple[int, int]) -> Moved:
+            pieces.append(_tiles(self._streams[number], batch.function, state, tiles, part))
+            return self._streams[number].moved()
+
+        if len(parts) == 1:
+            pieces += [_tiles(stream, batch.function, state, tiles, part) for part in parts[0]]
+        else:
+            for part in itertools.chain.from_iterable(parts):
+                job.add(functools.partial(run, part=part))
+        return lambda: of_tiles(_joined(job, pieces), tiles)
+
+    def _shared_rows(self, blocks: FeatureBlocks) -> int:
+        """Candidates, with padding, that a request adds to a call it shares with others; 0 for one that is
+        better off, or can only run, in calls of its own.
+
+        The program for many requests needs a tile of each. On a CPU, a request that fills more than
+        `WORTH_TILES` takes less time alone, without padding.
+        """
+        count = len(blocks.candidate)
+        if not count or not self._row_wise:
+            return 0
+        if self._batch is None:
+            return 0 if self._has_state else count
+        any_number = self._planner is None or self._always_tiles
+        if not any_number and count > WORTH_TILES * self._batch.rows:
+            return 0
+        return -(-count // self._batch.rows) * self._batch.rows
 
     def close(self) -> None:
-        """Ends the streams after the calls that run now. A later call is an error."""
-        with self._calls:
-            self._closed = True
-            self._calls.wait_for(lambda: self._running == 0)
-        self._pool.shutdown(wait=True)
+        """Ends after the requests that run now. A later call is an error."""
+        self._calls.close()
+        self._scheduler.forget(self._key)
+        if self._owns_scheduler:
+            self._scheduler.close()
 
-    @contextmanager
-    def _call(self) -> Iterator[None]:
-        """Around a call from outside: `close` waits for its end."""
-        with self._calls:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._calls:
-                self._running -= 1
-                self._calls.notify_all()
+    def _state(self, stream: Stream, request: Any) -> list[Any]:
+        """In the memory of the stream's device."""
+        return stream.run(REQUEST_TOWER, [request]) if self._has_state else []
 
-    @contextmanager
-    def _stream(self) -> Iterator["Stream"]:
-        """A stream of the caller's own, when one is free."""
-        stream = self._free.get()
-        try:
-            yield stream
-        finally:
-            self._free.put(stream)
-
-    def _request(self, stream: "Stream", request_block: np.ndarray) -> list[np.ndarray]:
-        return stream.call(REQUEST_TOWER, [request_block]) if self._has_state else []
-
-    def _side_by_side(self, streams: int, work: Callable[["Stream"], list["_Piece"]]) -> list["_Piece"]:
-        """What `work` gives on each of so many streams at once."""
-
-        def on_one(_: int) -> list[_Piece]:
-            with self._stream() as stream:
-                return work(stream)
-
-        return [piece for part in self._pool.map(on_one, range(streams)) for piece in part]
-
-    def _opened(self, bundle: Path, target: Target, weights: "Weights") -> "Stream":
-        stream = Stream(target.driver, weights)
+    def _load(self, stream: Stream, bundle: Path, target: Target) -> None:
         stream.load(
             bundle / target.module, [REQUEST_TOWER, CANDIDATE_TOWER] if self._has_state else [CANDIDATE_TOWER]
         )
@@ -213,113 +259,62 @@ class IreeEngine:
                 stream.load(bundle / module, tiles)
         if self._batch is not None:
             stream.load(bundle / self._batch.module, [REQUEST_BATCH, self._batch.function])
-        return stream
 
 
 _Piece = tuple[int, list[np.ndarray]]
 """The first candidate of a call, or its first tile, and its outputs."""
 
 
-def _candidates(
-    stream: "Stream", state: Sequence[np.ndarray], candidate_block: np.ndarray, calls: Iterator[Call]
-) -> list[_Piece]:
-    found = []
-    for call in calls:
-        rows = candidate_block[call.start : call.stop]
-        if len(rows) < call.rows:
-            padded = np.zeros((call.rows, *rows.shape[1:]), rows.dtype)
-            padded[: len(rows)] = rows
-            outputs = stream.call(call.function, [*state, padded])
-            found.append((call.start, [output[: len(rows)] for output in outputs]))
-        else:
-            found.append((call.start, stream.call(call.function, [*state, rows])))
-    return found
+def _candidates(stream: Stream, state: Sequence[Any], candidate_block: np.ndarray, call: Call) -> _Piece:
+    rows = candidate_block[call.start : call.stop]
+    if len(rows) == call.rows:
+        return call.start, stream.call(call.function, [*state, rows])
+    padded = np.zeros((call.rows, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    stream.joined(rows.nbytes)
+    return call.start, [output[: len(rows)] for output in stream.call(call.function, [*state, padded])]
+
+
+def _batch_state(stream: Stream, requests: Sequence[FeatureBlocks]) -> list[np.ndarray]:
+    """`[B, ...]` of all requests: what is known already, and the rest in one call."""
+    unknown = [blocks.request for blocks in requests if blocks.state is None]
+    made = stream.call(REQUEST_BATCH, [np.concatenate(unknown)]) if unknown else []
+    if len(unknown) == len(requests):
+        return made
+    rest = iter(zip(*made, strict=True))
+    states = [blocks.state if blocks.state is not None else next(rest) for blocks in requests]
+    return [np.stack(values) for values in zip(*states, strict=True)]
 
 
 def _tiles(
-    stream: "Stream",
-    function: str,
-    state: Sequence[np.ndarray],
-    tiles: Tiles,
-    ranges: Iterator[tuple[int, int]],
-) -> list[_Piece]:
-    """Outputs of each range of tiles. `state` is all requests'; a call gets that of its owners."""
-    found = []
-    for start, stop in ranges:
-        first, last = tiles.owner[start], tiles.owner[stop - 1]
-        owned = [value[first : last + 1] for value in state]
-        owner = tiles.owner[start:stop] - first
-        found.append((start, stream.call(function, [*owned, owner, tiles.blocks[start:stop]])))
-    return found
+    stream: Stream, function: str, state: Sequence[np.ndarray], tiles: Tiles, part: tuple[int, int]
+) -> _Piece:
+    """Outputs of a range of tiles. `state` is all requests'; a call gets that of its owners."""
+    start, stop = part
+    first, last = tiles.owner[start], tiles.owner[stop - 1]
+    owned = [value[first : last + 1] for value in state]
+    owner = tiles.owner[start:stop] - first
+    return start, stream.call(function, [*owned, owner, tiles.blocks[start:stop]])
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _grouped(outputs: Sequence[_T], sizes: Sequence[int]) -> list[list[_T]]:
+    rest = iter(outputs)
+    return [list(itertools.islice(rest, size)) for size in sizes]
 
 
-def _pin(number: "itertools.count[int]") -> None:
-    """Keeps the calling thread on one of the cores that the process may use, the next one for each stream.
-    The scheduler otherwise wakes two slices of a request on one core, where one waits for the other."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[next(number) % len(cores)]})
-
-
-def _joined(pieces: Sequence[_Piece]) -> list[np.ndarray]:
+def _joined(job: Job, pieces: Sequence[_Piece]) -> list[np.ndarray]:
     """Outputs of all candidates from those of each call."""
     if len(pieces) == 1:
         return pieces[0][1]
     ordered = [outputs for _, outputs in sorted(pieces, key=lambda piece: piece[0])]
-    return [np.concatenate(column) for column in zip(*ordered, strict=True)]
+    joined = [np.concatenate(column) for column in zip(*ordered, strict=True)]
+    return _copied(job, [joined])[0]
 
 
-class Weights:
-    """A bundle's weight archive, mapped into memory once for all streams."""
-
-    def __init__(self, archive: Path | None):
-        """`archive` is None for a model without weights. Raises `ValueError` or `OSError` where it does not
-        open."""
-        self.instance = rt.VmInstance()
-        self._parameters = rt.ParameterIndex() if archive is not None else None
-        if self._parameters is not None:
-            self._parameters.load(str(archive))
-
-    def modules(self) -> list[Any]:
-        """The VM module through which a context reads them; none where there are no weights."""
-        if self._parameters is None:
-            return []
-        provider = self._parameters.create_provider(scope=files.WEIGHTS_SCOPE)
-        return [rt.create_io_parameters_module(self.instance, provider)]
-
-
-class Stream:
-    """One HAL device, and a VM context for each module loaded on it. Used by one thread at a time."""
-
-    def __init__(self, driver: str, weights: Weights):
-        # Reusing buffers saves page faults on the host; IREE 3.13's caching allocator asks a Vulkan
-        # device for memory that it refuses (tests/serving/test_vulkan.py notices when it no longer does).
-        allocators: Any = ["caching"] if driver.startswith("local") else None
-        self._device = rt.get_driver(driver).create_default_device(allocators=allocators)
-        self._weights = weights
-        self._functions: dict[str, Callable[..., Any]] = {}
-
-    def load(self, module: Path, functions: Sequence[str]) -> None:
-        """Makes a module's functions callable by name. Raises `ValueError` for one that it does not have."""
-        hal = rt.create_hal_module(self._weights.instance, self._device)
-        program = rt.VmModule.mmap(self._weights.instance, str(module))
-        context = rt.VmContext(self._weights.instance, modules=[*self._weights.modules(), hal, program])
-        for name in functions:
-            function = program.lookup_function(name)
-            if function is None:
-                raise ValueError(f"the module {module.name} has no function @{name}")
-            self._functions[name] = rt.FunctionInvoker(context, self._device, function)
-
-    def call(self, function: str, arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The function's results, as arrays that the caller owns."""
-        found = self._functions[function](*arguments)
-        results = found if isinstance(found, (tuple, list)) else [found]
-        return [to_host(self._device, result) for result in results]
+def _copied(job: Job, outputs: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """Outputs that were copied between host arrays; after the last call of the job."""
+    job.moved.joined_bytes += sum(value.nbytes for values in outputs for value in values)
+    return outputs
 
 
 def _planner(manifest: Manifest, target: Target, streams: int, only: str | None) -> Planner | None:
@@ -330,4 +325,10 @@ def _planner(manifest: Manifest, target: Target, streams: int, only: str | None)
     if only is not None:
         tiles = tuple(p for p in tiles if p.function == only)
         costs = tuple(Cost(function=p.function, rows=p.rows, ms=1.0) for p in tiles)
-    return Planner(tiles, costs, streams=streams, max_candidates=manifest.max_candidates)
+    return Planner(
+        tiles,
+        costs,
+        streams=streams,
+        max_candidates=manifest.max_candidates,
+        slice_rows=manifest.slice_rows,
+    )

@@ -1,7 +1,6 @@
 """The dense half on ONNX Runtime: the towers as ONNX models, for any number of candidates, with the weights
 of the bundle's archive."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,11 @@ import numpy as np
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
 from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
+from serving.cores import usable_cores
+from serving.engines.calls import Calls
 from serving.engines.weights import TowerProgram, Weights, read_program
 from serving.host.program import FeatureBlocks
+from serving.scheduling import ANY_TIME, Urgency
 
 PROGRAM_SCHEMA = 1
 _CPU_SLICE = 256
@@ -44,30 +46,46 @@ class OnnxRuntimeEngine:
         self._program = read_program(self._path, TowerProgram, PROGRAM_SCHEMA)
         self._weights = Weights(bundle)
         self._row_wise, self._on_cpu = manifest.row_wise, target.driver == "cpu"
-        self.streams = streams or ((os.cpu_count() or 1) if self._on_cpu else 1)
+        self.streams = streams or (usable_cores() if self._on_cpu else 1)
         self._providers = _providers(self._path, target, onnxruntime.get_available_providers())
         self._request = self._session(onnxruntime, REQUEST_TOWER) if manifest.state else None
         self._candidate = self._session(onnxruntime, CANDIDATE_TOWER)
         self._inputs = [i.name for i in self._candidate.get_inputs()]
         self._outputs = [o.name for o in self._candidate.get_outputs()]
         self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="onnxruntime")
+        self._calls = Calls()
 
-    def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
+    def run(self, blocks: FeatureBlocks, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
         """The dense outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's
         own."""
+        urgency.check()
+        with self._calls.running():
+            return self._run(blocks)
+
+    def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> Sequence[np.ndarray]:
+        """The state of a request's block."""
+        urgency.check()
+        with self._calls.running():
+            return self._pool.submit(self._state, request).result()
+
+    def _run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
         slices = self._slices(len(blocks.candidate))
         if len(slices) == 1:
             return self._pool.submit(self._both, blocks).result()
-        state = self._pool.submit(self._state, blocks.request).result()
+        state = blocks.state
+        if state is None:
+            state = self._pool.submit(self._state, blocks.request).result()
         parts = list(self._pool.map(lambda s: self._candidates(state, blocks.candidate[s]), slices))
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def close(self) -> None:
-        """Ends the streams after the calls that run now."""
+        """Ends the streams after the calls that run now. A later call is an error."""
+        self._calls.close()
         self._pool.shutdown(wait=True)
 
     def _both(self, blocks: FeatureBlocks) -> list[np.ndarray]:
-        return self._candidates(self._state(blocks.request), blocks.candidate)
+        state = blocks.state if blocks.state is not None else self._state(blocks.request)
+        return self._candidates(state, blocks.candidate)
 
     def _state(self, request_block: np.ndarray) -> list[np.ndarray]:
         if self._request is None:

@@ -13,10 +13,10 @@ from functools import lru_cache
 from jaxrank.manifest import Cost, Program
 from jaxrank.towers import CANDIDATE_TOWER
 
-# Without measured costs: larger slices leave the L2 cache, smaller ones pay more for their dispatches, and
-# packed matrix products compute whole tiles of 16 rows; docs/architecture.md has the measurement.
+# Without measured costs: packed matrix products compute whole tiles of 16 rows, and smaller slices than these
+# pay more for their dispatches; docs/architecture.md has the measurement.
 _TILE = 16
-_SLICE, _SMALLEST_SLICE = 64, 32
+_SMALLEST_SLICE = 32
 
 # One more stream must shorten a request by this share: others wait for that stream.
 _WORTH_A_STREAM = 0.1
@@ -24,6 +24,10 @@ _WORTH_A_STREAM = 0.1
 # And so must a mix of programs against the best one alone: each reads packed weights of its own, which may
 # have left the cache when it follows another. Costs are measured without that.
 _WORTH_MIXING = 0.1
+
+# Candidates of one stream that covers are prepared for, at load: 0.3 s for 5,000 of them. A share of more is
+# several of these, which are many times the largest program.
+_MOST_COVERED = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,30 @@ Plan = tuple[tuple[Call, ...], ...]
 class Planner:
     """Plans for any number of candidates up to a bound. Thread-safe."""
 
-    def __init__(self, tiles: Sequence[Program], costs: Sequence[Cost], *, streams: int, max_candidates: int):
+    def __init__(
+        self,
+        tiles: Sequence[Program],
+        costs: Sequence[Cost],
+        *,
+        streams: int,
+        max_candidates: int,
+        slice_rows: int = 64,
+    ):
         """Prepares the cheapest cover of every number of rows on one stream.
 
-        Without costs, requests are cut into slices of about 64 rows for the program that takes any number.
+        Without costs, requests are cut into slices for the program that takes any number.
 
         Args:
             tiles: programs that take an exact number of rows.
             costs: measured times; those of "candidate_tower" at several numbers of rows.
-            max_candidates: covers are prepared for these; more are cut into shares of these.
+            max_candidates: covers are prepared for these, at most `_MOST_COVERED`; more are cut into shares
+                of as many.
+            slice_rows: at most so many rows for a slice.
         """
+        self._slice_rows = slice_rows
         self._streams = streams
-        self._max_candidates = max_candidates
-        self._covers = _Covers(tiles, costs, max_candidates) if costs else None
+        self._covered = min(max_candidates, _MOST_COVERED)
+        self._covers = _Covers(tiles, costs, self._covered) if costs else None
         self.plan = lru_cache(maxsize=4096)(self._plan)
 
     def _plan(self, count: int) -> Plan:
@@ -67,9 +82,10 @@ class Planner:
         if self._covers is None:
             return self._slices(count)
         plan, start = [], 0
-        for share in self._shares(count, self._covers):
+        share = self._share(count, self._covers)
+        while start < count:
             calls = []
-            for function, rows in self._covers.calls(share):
+            for function, rows in self._covers.calls(min(share, count - start)):
                 stop = min(start + rows, count)
                 calls.append(
                     Call(function, rows if function != CANDIDATE_TOWER else stop - start, start, stop)
@@ -81,23 +97,22 @@ class Planner:
     def _slices(self, count: int) -> Plan:
         """About equal slices, for each stream about as many."""
         tiles = -(-count // _TILE)
-        parts = max(-(-count // _SLICE), min(self._streams, tiles * _TILE // _SMALLEST_SLICE), 1)
+        parts = max(-(-count // self._slice_rows), min(self._streams, tiles * _TILE // _SMALLEST_SLICE), 1)
         used = min(self._streams, parts)
         parts = min(-(-parts // used) * used, tiles)
         edges = [min(tiles * i // parts * _TILE, count) for i in range(parts + 1)]
         calls = [Call(CANDIDATE_TOWER, b - a, a, b) for a, b in itertools.pairwise(edges)]
         return tuple(tuple(calls[parts * i // used : parts * (i + 1) // used]) for i in range(used))
 
-    def _shares(self, count: int, covers: "_Covers") -> list[int]:
+    def _share(self, count: int, covers: "_Covers") -> int:
         """Rows of each stream. Some stream has at least `count / streams` rows, so no plan is shorter than
         the cover of those; every stream takes as many as fit into that time, and the last takes the rest."""
         shares = (-(-count // streams) for streams in range(1, self._streams + 1))
-        longest = [covers.ms[min(share, self._max_candidates)] for share in shares]
+        longest = [covers.ms[min(share, self._covered)] for share in shares]
         used = 0
         while used + 1 < len(longest) and min(longest[used + 1 :]) < longest[used] * (1 - _WORTH_A_STREAM):
             used += 1
-        share = bisect_right(covers.ms, longest[used]) - 1
-        return [min(share, count - start) for start in range(0, count, share)]
+        return bisect_right(covers.ms, longest[used]) - 1
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ import numpy as np
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest, Target
 from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
+from serving.engines.calls import Calls
 from serving.engines.weights import TowerProgram, Weights, WeightSpec, read_program
 from serving.host.program import FeatureBlocks
+from serving.scheduling import ANY_TIME, Urgency
 
 PROGRAM_SCHEMA = 1
 _CALL_ROWS = 16
@@ -61,7 +63,7 @@ class XlaEngine:
             raise BundleError(f"{self._path} is of another version of jaxrank; compile the bundle again")
         self._weights = Weights(bundle)
         self._device_weights: dict[WeightSpec, Any] = {}
-        self._closed = False
+        self._calls = Calls()
         try:
             self._device = jax.devices(target.driver)[0]
         except RuntimeError as error:
@@ -77,12 +79,24 @@ class XlaEngine:
         self._request = compiled.pop(None, None)
         self._candidate = {n: tower for n, tower in compiled.items() if n is not None}
 
-    def run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
+    def run(self, blocks: FeatureBlocks, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
         """The dense outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's
         own."""
-        if self._closed:
-            raise RuntimeError("the engine is closed")
-        state = self._request(blocks.request) if self._request is not None else ()
+        urgency.check()
+        with self._calls.running():
+            return self._run(blocks)
+
+    def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> Sequence[Any]:
+        """The state of a request's block, in the device's memory."""
+        urgency.check()
+        with self._calls.running():
+            return self._request(request) if self._request is not None else ()
+
+    def _run(self, blocks: FeatureBlocks) -> list[np.ndarray]:
+        if blocks.state is not None:
+            state = blocks.state
+        else:
+            state = self._request(blocks.request) if self._request is not None else ()
         count, start, parts = len(blocks.candidate), 0, []
         for rows in cover(count, self._program.tiles):
             tile = blocks.candidate[start : start + rows]
@@ -95,8 +109,8 @@ class XlaEngine:
         return [_joined(pieces, count) for pieces in zip(*parts, strict=True)]
 
     def close(self) -> None:
-        """Calls that run now end; later ones are refused."""
-        self._closed = True
+        """Returns after the calls that run now. A later call is an error."""
+        self._calls.close()
 
     def _lowered(self, name: str, rows: int | None) -> Callable[[], Any]:
         """What compiles a tower for a number of rows (None: as it is) and binds its weights."""

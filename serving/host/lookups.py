@@ -7,25 +7,30 @@ from typing import Any
 import numpy as np
 
 from jaxrank.errors import BundleError
-from jaxrank.manifest import Table, Vocabulary
+from jaxrank.manifest import Table as TableEntry
+from jaxrank.manifest import Vocabulary
+from serving.tables import Table
+from serving.tables import open_table as open_file
 
 KeyLookup = Callable[[np.ndarray], np.ndarray]
 """Keys of any shape (object array of bytes, or integers) to values of the same shape."""
 
 
-def open_table(bundle: Path, table: Table) -> np.ndarray:
-    """The table as a read-only memory map, `[rows, dim]`. Raises `BundleError` if the file does not
-    fit."""
-    try:
-        array = np.load(bundle / table.file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{bundle / table.file} is not a table: {error}") from error
-    if array.shape != (table.rows, table.dim) or array.dtype != np.dtype(table.dtype):
+def open_table(bundle: Path, entry: TableEntry) -> Table:
+    """A table of a bundle whose files were verified. Raises `TableError`, and `BundleError` if the file is
+    not the one that the manifest describes."""
+    table = open_file(bundle / entry.file, trusted=True, dtype=np.dtype(entry.dtype))
+    found = (table.rows, table.dim, table.row_format, table.keyed)
+    if found != (entry.rows, entry.dim, entry.row_format, entry.keyed):
         raise BundleError(
-            f"{bundle / table.file} is {array.dtype}{list(array.shape)}, the manifest says {table.dtype}"
-            f"[{table.rows}, {table.dim}]"
+            f"{bundle / entry.file} is {_described(*found)}, the manifest says "
+            f"{_described(entry.rows, entry.dim, entry.row_format, entry.keyed)}; convert the model again"
         )
-    return array
+    return table
+
+
+def _described(rows: int, dim: int, row_format: str, keyed: bool) -> str:
+    return f"{row_format}[{rows}, {dim}]{' by key' if keyed else ''}"
 
 
 def read_keys(bundle: Path, vocabulary: Vocabulary) -> np.ndarray:
@@ -65,6 +70,28 @@ def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
         return np.where(keys[at] == wanted, values[at], np.asarray(default, dtype))
 
     return find_ids
+
+
+def vocabulary_parts(bundle: Path, vocabulary: Vocabulary) -> tuple[Any, Any, Any]:
+    """Keys, values and default as the native executor reads them: integers or floats as an array, strings as
+    `(text, offsets)`, uint8 and int64. Raises `BundleError`."""
+
+    def part(name: str, offsets: str, dtype: str) -> Any:
+        stored = np.ascontiguousarray(_part(bundle, vocabulary, name))
+        if dtype == "string":
+            return stored, np.ascontiguousarray(_part(bundle, vocabulary, offsets), np.int64)
+        return np.ascontiguousarray(stored, dtype)
+
+    default = vocabulary.default_value
+    if isinstance(default, str):
+        default = default.encode("utf-8", "surrogateescape")
+    elif vocabulary.value_dtype == "float32":
+        default = float(default)
+    return (
+        part("keys", "offsets", vocabulary.key_dtype),
+        part("values", "value_offsets", vocabulary.value_dtype),
+        default,
+    )
 
 
 def _entries(bundle: Path, vocabulary: Vocabulary, part: str, offsets_part: str, dtype: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Describes the service to reflection clients under its public names, without touching the process's
+"""Describes the services to reflection clients under their public names, without touching the process's
 descriptor pool.
 
 A client such as grpcurl asks for `tensorflow.serving.PredictionService`. Our messages are registered under
@@ -11,20 +11,35 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving.wire import predict_pb2, tensor_pb2
+from serving.wire import (
+    inference_pb2,
+    kserve_pb2,
+    model_service_pb2,
+    predict_pb2,
+    ranking_pb2,
+    server_config_pb2,
+    tensor_pb2,
+)
 
-SERVICE = "tensorflow.serving.PredictionService"
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+RANKING_SERVICE = "jaxrank.ranking.RankingService"
 _PREFIX = "jaxrank."
+_OWN = ranking_pb2.DESCRIPTOR.package
+"""This package has its public name."""
 
 
 def public_pool() -> DescriptorPool:
-    """Descriptors of the service under `tensorflow.*`, and of health checking and reflection."""
+    """Descriptors of the services under their public names, and of health checking and reflection."""
     pool = DescriptorPool()
     for module in (any_pb2, wrappers_pb2, health_pb2, reflection_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    for module in (tensor_pb2, predict_pb2):
+    public = (tensor_pb2, predict_pb2, inference_pb2, server_config_pb2, model_service_pb2, kserve_pb2)
+    for module in (*public, ranking_pb2):
         file = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
-        file.package = file.package.removeprefix(_PREFIX)
+        if file.package != _OWN:
+            file.package = file.package.removeprefix(_PREFIX)
         for message in file.message_type:
             _rename_types(message)
         for service in file.service:
@@ -44,4 +59,6 @@ def _rename_types(message: DescriptorProto) -> None:
 
 
 def _public(name: str) -> str:
+    if name.startswith(f".{_OWN}."):
+        return name
     return name.replace(f".{_PREFIX}", ".", 1) if name.startswith(f".{_PREFIX}") else name

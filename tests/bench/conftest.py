@@ -1,10 +1,13 @@
 """A model of the dense suite that takes seconds."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from bench import dense_models
+from bench.dense_build import build
+from tests.shared import Once
 
 TINY = dense_models.DenseModel(
     "tiny",
@@ -16,6 +19,8 @@ TINY = dense_models.DenseModel(
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a module's models are built."""
-    return tmp_path_factory.mktemp("work")
+def work(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a module's models are built; the tiny one is there."""
+    work = tmp_path_factory.mktemp("work")
+    tiny = once("tiny", lambda directory: build(TINY, directory, engine="auto"))
+    return shutil.copytree(tiny, work, dirs_exist_ok=True)

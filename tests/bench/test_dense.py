@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def task(work: Path) -> Task:
-    built = build(TINY, work)
+    built = build(TINY, work, engine="auto")
     return Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
 
 
@@ -50,7 +50,7 @@ def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dense_models, "MODELS", (TINY,))
     monkeypatch.setattr(dense, "STATIC_SIZES", (200,))
     out = tmp_path / "dense.json"
-    build(TINY, work)
+    build(TINY, work, engine="auto")
     stamps = (work / "tiny" / "stamps.json").read_bytes()
     sizes = ["1", "200", "5000"]
     dense.main(["--quick", "--sizes", *sizes, "--work", str(work), "--out", str(out)])
@@ -80,7 +80,7 @@ def test_a_module_for_one_shape_gives_the_same_scores(work: Path, task: Task) ->
     from bench.dense_build import build_static
     from serving.engines import load_engine
 
-    built = build(TINY, work)
+    built = build(TINY, work, engine="auto")
     manifest = build_static(built, 50)
     engine = load_engine(built.directory / "static_50", manifest, manifest.targets[0], streams=1)
     try:
@@ -120,18 +120,23 @@ def test_a_library_that_is_missing_is_reported(task: Task, monkeypatch: pytest.M
 
 
 def test_a_model_that_fails_leaves_the_others(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And what is printed into a pipe has every figure whole."""
+
     def fail() -> Any:
         raise ValueError("no weights\nat all")
 
     broken = dense_models.DenseModel("broken", fail, TINY.inputs, True, "none")
     monkeypatch.setattr(dense_models, "MODELS", (broken, TINY))
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "dense.json"
     dense.main(["--quick", "--sizes", "7", "--work", str(work), "--out", str(out)])
     document = json.loads(out.read_text())
     assert {"name": "broken", "why": "ValueError: no weights at all"} in document["not_measured"]
     assert "tiny/jaxrank/7" in {f["name"] for f in document["figures"]}
+    printed = capsys.readouterr().out
+    assert "tensorflow_xla" in printed and "…" not in printed
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from typer.testing import CliRunner
 
 from converters.report import read_report
 from jaxrank import bundle as files
+from jaxrank.cli import app
 from jaxrank.cli.convert import parse_bytes
 from jaxrank.cli.progress import stages
 from jaxrank.progress import Silent
 from tests import models
+from tests.command_line import jaxrank
 
 JAXRANK = str(Path(sys.executable).parent / "jaxrank")
 
@@ -28,7 +33,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["convert", "compile", "inspect", "explain", "serve"])
 def test_help(command: str) -> None:
-    done = _run(command, "--help")
+    done = jaxrank(command, "--help")
     assert done.returncode == 0
     assert "Usage: jaxrank" in done.stdout
 
@@ -84,7 +89,7 @@ def test_the_whole_road(ranker_saved_model: Path, tmp_path: Path) -> None:
 
 
 def test_help_of_convert_teaches() -> None:
-    done = _run("convert", "--help")
+    done = jaxrank("convert", "--help")
     for words in (
         "--dry-run", "--report", "--inputs", "--outputs", "--rename", "--op-plugin", "--debug-numerics",
         "--device-table-limit", "64MiB", "Examples:",
@@ -96,7 +101,7 @@ def test_help_of_convert_teaches() -> None:
 
 def test_dry_run(ranker_saved_model: Path, tmp_path: Path) -> None:
     """Coverage and scopes, and nothing on disk but the report that was asked for."""
-    done = _run("convert", ranker_saved_model, "--dry-run", "-o", tmp_path / "b")
+    done = jaxrank("convert", ranker_saved_model, "--dry-run", "-o", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     for words in (
         "Where each op went",
@@ -108,7 +113,7 @@ def test_dry_run(ranker_saved_model: Path, tmp_path: Path) -> None:
         assert words in done.stdout
     assert "unsupported" not in done.stdout
     assert list(tmp_path.iterdir()) == []
-    done = _run("convert", ranker_saved_model, "--dry-run", "--report", tmp_path / "r.json")
+    done = jaxrank("convert", ranker_saved_model, "--dry-run", "--report", tmp_path / "r.json")
     assert done.returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     report = json.loads((tmp_path / "r.json").read_text())
@@ -127,7 +132,7 @@ def test_dry_run_with_unsupported_ops(tmp_path: Path) -> None:
     module.rank = rank
     signatures = module.rank.get_concrete_function()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=signatures)
-    done = _run("convert", tmp_path / "m", "--dry-run", "--report", tmp_path / "r.html")
+    done = jaxrank("convert", tmp_path / "m", "--dry-run", "--report", tmp_path / "r.html")
     assert done.returncode == 2
     for words in ("2 unsupported ops", "Igamma", "Zeta", "have no place; no bundle was written"):
         assert words in done.stdout
@@ -143,7 +148,7 @@ def test_report_beside_the_bundle(ranker_saved_model: Path, tmp_path: Path) -> N
             feature = {n: _feature(v) for n, v in models.ranker_request(rows, rows).items()}
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
     bundle, page = tmp_path / "b", tmp_path / "r.html"
-    done = _run(
+    done = jaxrank(
         "convert", ranker_saved_model, "-o", bundle, "--report", page, "--examples", tmp_path / "e.tfrecord",
         "--device-table-limit", "1KiB",
     )  # fmt: skip
@@ -174,7 +179,7 @@ def _feature(value: np.ndarray) -> tf.train.Feature:
     ],
 )
 def test_options_that_make_no_sense(ranker_saved_model: Path, options: list[str], words: str) -> None:
-    done = _run("convert", ranker_saved_model, *options)
+    done = jaxrank("convert", ranker_saved_model, *options)
     assert done.returncode == 2
     assert words in done.stderr.replace("│\n│", "")
     assert "Traceback" not in done.stderr
@@ -231,7 +236,7 @@ def _bad_examples(path: Path, change: str) -> Path:
 )
 def test_examples_that_do_not_fit(ranker_saved_model: Path, tmp_path: Path, change: str, words: str) -> None:
     examples = _bad_examples(tmp_path / "examples.npz", change)
-    done = _run("convert", ranker_saved_model, "-o", tmp_path / "b", "--examples", examples)
+    done = jaxrank("convert", ranker_saved_model, "-o", tmp_path / "b", "--examples", examples)
     assert done.returncode == 2
     assert words in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.npz"]
@@ -239,7 +244,7 @@ def test_examples_that_do_not_fit(ranker_saved_model: Path, tmp_path: Path, chan
 
 def test_errors_are_messages_and_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "not_a_model").mkdir()
-    done = _run("convert", tmp_path / "not_a_model", "-o", tmp_path / "b")
+    done = jaxrank("convert", tmp_path / "not_a_model", "-o", tmp_path / "b")
     assert done.returncode == 2
     assert "is not a TensorFlow model: it has no saved_model.pb" in done.stderr
     assert "Traceback" not in done.stderr
@@ -247,7 +252,7 @@ def test_errors_are_messages_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_target(ranker_bundle: Path) -> None:
-    done = _run("compile", ranker_bundle, "--target", "tpu")
+    done = jaxrank("compile", ranker_bundle, "--target", "tpu")
     assert done.returncode == 2
     assert (
         "there is no target 'tpu'; targets are: cpu, cpu:x86-64-v2, cpu:x86-64-v3, cpu:x86-64-v4, cuda:sm_75"
@@ -256,14 +261,90 @@ def test_unknown_target(ranker_bundle: Path) -> None:
     files.verify(ranker_bundle)
 
 
-def test_inspect_names_a_damaged_file(ranker_bundle: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("command", [["inspect"], ["inspect", "--ops"], ["explain", "--no-profile"]])
+def test_a_pipe_gets_every_figure_whole(command: list[str], ranker_bundle: Path) -> None:
+    """Whatever the width that the environment names: no terminal shows it."""
+    arguments = [*command[:1], str(ranker_bundle), *command[1:]]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.stdout
+    if command[0] == "inspect":
+        certificate = files.read_manifest(ranker_bundle).certificate
+        rows = [line.split() for line in result.stdout.splitlines() if line.count("│") == 10]
+        shown = {" ".join(row) for row in rows}
+        for o in certificate.outputs:
+            figures = (
+                f"{o.output} │ {o.rows:,} │ {o.max_abs_error:.1e} │ {o.max_rel_error:.1e} │ {o.spearman:.6f}"
+            )
+            assert any(figures in row for row in shown)
 
+
+def _no_directory(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+def _a_file(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    bundle.write_text("")
+
+
+def _no_manifest(bundle: Path) -> None:
+    (bundle / files.MANIFEST).unlink()
+
+
+def _manifest_is_a_directory(bundle: Path) -> None:
+    (bundle / files.MANIFEST).unlink()
+    (bundle / files.MANIFEST).mkdir()
+
+
+def _manifest_cut(bundle: Path) -> None:
+    (bundle / files.MANIFEST).write_bytes((bundle / files.MANIFEST).read_bytes()[:100])
+
+
+def _manifest_edited(bundle: Path) -> None:
+    text = (bundle / files.MANIFEST).read_text()
+    (bundle / files.MANIFEST).write_text(text.replace('"max_candidates": 5000', '"max_candidates": 5001'))
+
+
+def _missing_file(bundle: Path) -> None:
+    (bundle / files.PARAMS).unlink()
+
+
+def _damaged_file(bundle: Path) -> None:
+    (bundle / files.MODEL).write_text("")
+
+
+@pytest.mark.parametrize("command", ["compile", "inspect", "explain"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_no_directory, "is b a bundle written by `jaxrank convert`?"),
+        (_a_file, "is b a bundle written by `jaxrank convert`?"),
+        (_no_manifest, "b/manifest.json does not exist"),
+        (_manifest_is_a_directory, "b/manifest.json cannot be read"),
+        (_manifest_cut, "b/manifest.json is not a Manifest"),
+        (_manifest_edited, "b/manifest.json is damaged"),
+        (_missing_file, "b/params.safetensors is missing but listed"),
+        (_damaged_file, "b/model.py is damaged"),
+    ],
+)
+def test_a_bundle_that_is_missing_or_damaged(
+    command: str,
+    damage: Callable[[Path], None],
+    words: str,
+    ranker_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every command refuses it with the same code, names the file, and changes nothing."""
     shutil.copytree(ranker_bundle, tmp_path / "b")
-    (tmp_path / "b" / files.MODEL).write_text("")
-    done = _run("inspect", tmp_path / "b")
-    assert done.returncode == 1
-    assert "model.py is damaged" in done.stderr
+    damage(tmp_path / "b")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [command, "b"])
+    assert result.exit_code == 2, result.output
+    assert words in result.output.replace("\n", " ")
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
 
 
 def test_results_have_the_agreed_form(tmp_path: Path) -> None:

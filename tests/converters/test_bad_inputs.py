@@ -20,6 +20,7 @@ from converters.convert import convert, dry_run
 from converters.errors import ConversionError, UnsupportedOpsError
 from jaxrank.certificate import CertificateError
 from jaxrank.errors import DestinationError, JaxrankError
+from tests.command_line import jaxrank
 from tests.zoo.saving import graph_session, predict_signature, save_v1
 
 v1 = tf.compat.v1
@@ -472,9 +473,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_exit_code_of_the_command_line(arguments: list[str], model: Path, tmp_path: Path) -> None:
     given = [a.format(model=model) for a in arguments]
     before = sorted(tmp_path.rglob("*"))
-    done = subprocess.run(
-        [JAXRANK, "convert", *given, "-o", str(tmp_path / "b")], capture_output=True, text=True, timeout=120
-    )
+    done = jaxrank("convert", *given, "-o", tmp_path / "b")
     assert done.returncode == 2
     assert "error: ConversionError" in done.stderr and "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before

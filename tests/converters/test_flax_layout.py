@@ -19,6 +19,7 @@ from converters.convert import convert
 from jaxrank import bundle as files
 from jaxrank.flax_module import load_flax, load_source
 from tests.converters import ranking_models
+from tests.shared import Once
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,16 @@ class Written:
 
 
 @pytest.fixture(scope="module", params=ranking_models.MODELS)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(request: pytest.FixtureRequest, once: Once) -> Written:
     """Each model is saved and converted once for all tests of this file."""
-    directory = tmp_path_factory.mktemp(request.param)
-    model = ranking_models.MODELS[request.param]()
-    ranking_models.randomize(model)
-    ranking_models.save(model, str(directory / "saved_model"))
-    convert(directory / "saved_model", directory / "bundle")
+
+    def build(directory: Path) -> None:
+        model = ranking_models.MODELS[request.param]()
+        ranking_models.randomize(model)
+        ranking_models.save(model, str(directory / "saved_model"))
+        convert(directory / "saved_model", directory / "bundle")
+
+    directory = once(f"layout-{request.param}", build)
     source = (directory / "bundle" / files.MODEL).read_text()
     return Written(request.param, directory / "saved_model", directory / "bundle", source)
 

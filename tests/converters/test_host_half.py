@@ -15,10 +15,13 @@ from converters.convert import convert
 from converters.examples.composites import repeat_request_rows
 from converters.flat_model import FlatModel
 from converters.loaders import load
-from jaxrank.host_program import TABLE_PREFIX
+from jaxrank import bundle as files
 from jaxrank.manifest import Manifest
 from serving.host import HostProgramRunner
+from tests.host.blocks import assert_native
+from tests.shared import Once
 from tests.zoo import ZOO, ZooModel
+from tests.zoo.converted import convert_once
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RNG = np.random.default_rng(17)
@@ -29,13 +32,14 @@ Features = dict[str, np.ndarray]
 
 def host_tensors(bundle: Path, manifest: Manifest, features: Mapping[str, np.ndarray]) -> dict[str, tuple]:
     """`(operator, its values)` of every host operator that is an op of the source graph."""
-    runner = HostProgramRunner(bundle, manifest)
-    tables = {TABLE_PREFIX + n: t for n, t in runner._lookups.tables.items()}
-    values: dict[str, Any] = {**tables, **features}
+    runner = HostProgramRunner(bundle, manifest, native=False)
+    now = runner._now
+    assert now.lookups is not None
+    values: dict[str, Any] = {**now.arrays, **features}
     blocks = runner.run(features)
     candidates, found = len(blocks.candidate), {}
-    for step in runner._steps:
-        runner._run(step, values, candidates)
+    for step in runner._parts[0].steps:
+        runner._run(step, values, candidates, now.lookups)
         if step.run is not None:
             found[step.operator.name] = (step.operator, [values[o] for o in step.operator.outputs])
     return found
@@ -45,6 +49,7 @@ def assert_host_is_tensorflows(model: FlatModel, bundle: Path, manifest: Manifes
     """Number of tensors that were compared."""
     repeated = repeat_request_rows(manifest.signature, features)
     compared = 0
+    assert_native(bundle, manifest, features)
     for name, (operator, values) in host_tensors(bundle, manifest, features).items():
         for i, value in enumerate(values):
             source = model.live.flat.tensors.get(f"{name}:{i}")
@@ -74,14 +79,13 @@ PREPROCESSING = (
 
 
 @pytest.mark.parametrize("zoo", [m for m in ZOO if m.name in PREPROCESSING], ids=lambda m: m.name)
-def test_zoo(zoo: ZooModel, tmp_path: Path) -> None:
-    path = zoo.save(tmp_path)
-    manifest = convert(path, tmp_path / "bundle", **zoo.options)
+def test_zoo(zoo: ZooModel, once: Once) -> None:
+    found = convert_once(zoo, once)
     loading = {k: v for k, v in zoo.options.items() if k in ("signature", "inputs", "outputs")}
-    model = FlatModel(load(path, **loading))
-    for rows in (1, 2, 7, 300):
+    model = FlatModel(load(found.path, **loading))
+    for rows in (1, 300):
         features = zoo.request(rows, seed=4000 + rows)
-        assert assert_host_is_tensorflows(model, tmp_path / "bundle", manifest, features) >= 3
+        assert assert_host_is_tensorflows(model, found.bundle, found.manifest, features) >= 3
 
 
 def test_all_of_these_are_in_the_zoo() -> None:
@@ -233,17 +237,21 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", params=SMALL, ids=str)
-def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def small(request: pytest.FixtureRequest, once: Once) -> Any:
     """`(model, bundle, manifest, draw)` of one of the small models."""
-    directory = tmp_path_factory.mktemp("small")
     with tf.init_scope():
         made, owned = SMALL[request.param]()
-    module = tf.Module()
-    module.owned = list(owned)
-    module.serve = tf.function(made.function, input_signature=list(made.specs))
-    tf.saved_model.save(module, str(directory / "m"), signatures=module.serve.get_concrete_function())
-    manifest = convert(directory / "m", directory / "b")
-    return FlatModel(load(directory / "m")), directory / "b", manifest, made.draw
+
+    def build(directory: Path) -> None:
+        module = tf.Module()
+        module.owned = list(owned)
+        module.serve = tf.function(made.function, input_signature=list(made.specs))
+        tf.saved_model.save(module, str(directory / "m"), signatures=module.serve.get_concrete_function())
+        convert(directory / "m", directory / "b")
+
+    directory = once(f"small-{request.param.replace(' ', '_')}", build)
+    bundle = directory / "b"
+    return FlatModel(load(directory / "m")), bundle, files.read_manifest(bundle), made.draw
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 300])

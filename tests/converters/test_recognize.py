@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from converters.convert import convert, run_flax
 from jaxrank import bundle as files
+from serving.tables import open_table
 
 _RNG = np.random.default_rng(3)
 ROWS, DIM = 40, 4
@@ -129,7 +130,7 @@ def test_partitioned_table_is_one_table(tmp_path: Path, strategy: str, partition
     operators = files.read_host_program(tmp_path / "b").operators
     assert [o.op for o in operators] == ["embedding_lookup"]
     (table,) = manifest.tables
-    np.testing.assert_array_equal(np.load(tmp_path / "b" / table.file), TABLE)
+    np.testing.assert_array_equal(open_table(tmp_path / "b" / table.file).array, TABLE)
 
 
 def test_a_lookup_that_only_resembles_a_bag_is_left_alone(tmp_path: Path) -> None:

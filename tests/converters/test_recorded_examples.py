@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from converters.errors import ConversionError
 from converters.examples import read_examples
-from converters.examples.messages_pb2 import DESCRIPTOR, PredictionLog
-from converters.examples.tfrecord import crc32c, masked_crc, read_records
+from converters.examples.messages_pb2 import DESCRIPTOR
 from jaxrank.manifest import Part, Scope, Signature, TensorSpec
-from serving.wire import codec, example_pb2
+from jaxrank.tfrecord import crc32c, masked_crc, read_records
+from serving.wire import codec, example_pb2, prediction_log_pb2
+from serving.wire.prediction_log_pb2 import PredictionLog
 
 
 def _spec(
@@ -403,7 +404,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 messages = [
     example_pb2.Example, feature_pb2.Features, feature_pb2.Feature, feature_pb2.BytesList,
     feature_pb2.FloatList, feature_pb2.Int64List, prediction_log_pb2.PredictLog,
-    prediction_log_pb2.PredictionLog,
+    prediction_log_pb2.PredictionLog, prediction_log_pb2.ClassifyLog, prediction_log_pb2.RegressLog,
 ]
 print(json.dumps({m.DESCRIPTOR.name: {f.name: [f.number, f.is_repeated] for f in m.DESCRIPTOR.fields}
                   for m in messages}))
@@ -421,7 +422,7 @@ def _with_serving_api(packages: Path, code: str, *arguments: object) -> str:
 def test_field_numbers_are_the_official_ones(client_packages: Path) -> None:
     official = json.loads(_with_serving_api(client_packages, _FIELDS))
     shared = ("Feature", "BytesList", "FloatList", "Int64List")
-    messages = {**DESCRIPTOR.message_types_by_name}
+    messages = {**DESCRIPTOR.message_types_by_name, **prediction_log_pb2.DESCRIPTOR.message_types_by_name}
     messages |= {name: example_pb2.DESCRIPTOR.message_types_by_name[name] for name in shared}
     ours = {
         name: {f.name: [f.number, f.is_repeated] for f in message.fields}

@@ -146,7 +146,7 @@ def _features(specs: tuple[tf.TensorSpec, ...], rows: int, seed: int) -> dict[st
         elif spec.dtype == tf.bool:
             features[spec.name] = rng.random(shape) < 0.5
         else:
-            features[spec.name] = rng.standard_normal(shape).astype(np.float32)
+            features[spec.name] = rng.standard_normal(shape).astype(spec.dtype.as_numpy_dtype)
     return features
 
 

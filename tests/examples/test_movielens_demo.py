@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_demo(movielens_dir: Path, tmp_path: Path) -> None:
     assert movielens_dir.is_dir()
-    command = [sys.executable, "-m", "examples.movielens.demo", "--epochs", "1"]
+    command = [sys.executable, "-m", "examples.movielens.demo", "--quick"]
     command += ["--work", str(tmp_path), "--cache", str(CACHE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

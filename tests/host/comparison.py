@@ -1,8 +1,8 @@
-"""Runs one op in TensorFlow and in our host operators and compares everything: values, dtypes, shapes, and
-refusals."""
+"""Runs one op in TensorFlow, in our NumPy operators and in the native executor, and compares everything:
+values, dtypes, shapes, and refusals."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ from tensorflow.python.framework import (
 )  # the only place where TensorFlow keeps its op definitions
 
 from serving.errors import InvalidRequestError
+from serving.host.native import NotNative
 from serving.host.operators import OPERATORS, Lookups, operator_name
+from tests.host.one_operator import dtype_name, run_natively
 
 EMPTY = Lookups(tables={}, vocabularies={})
 
@@ -31,6 +33,9 @@ _RENAMED = {
     "Where": {"input": "condition"},
     **{op: {"reduction_indices": "axis"} for op in ("Sum", "Mean", "Prod", "Max", "Min", "All", "Any")},
 }
+
+# Inputs that the native executor takes as constants only.
+CONSTANTS = {"RegexReplace": (1, 2), "RegexFullMatch": (1,)}
 
 Inputs = Sequence[Any]
 
@@ -117,15 +122,21 @@ def compare(op_type: str, case: Case) -> bool:
         if "not in the list of allowed values" in str(error) or "Could not find device" in str(error):
             return False
         expected, reason = None, str(error)
-    attrs = _our_attributes(operator, definition, by_name, case.attrs)
-    flat = [v for value in inputs for v in (value if isinstance(value, list) else [value])]
-    try:
-        found = operator(EMPTY, *flat, **attrs)
-    except InvalidRequestError as refusal:
-        assert expected is None, f"{op_type} refuses {case}: {refusal}; TensorFlow answers {expected}"
-        return True
-    assert expected is not None, f"{op_type} answers {case} with {found}, TensorFlow refuses it: {reason}"
-    _assert_same(op_type, case, found, expected)
+    attrs, flat = our_attributes(operator, definition, case), flat_inputs(case)
+    outputs = number_of_outputs(definition, case)
+    constant = CONSTANTS.get(op_type, ())
+    paths: dict[str, Callable[[], Any]] = {
+        "NumPy": lambda: operator(EMPTY, *flat, **attrs),
+        "native": lambda: run_natively(operator_name(op_type), flat, attrs, outputs, constant),
+    }
+    for path, run in paths.items():
+        try:
+            found = run()
+        except (InvalidRequestError, NotNative) as refusal:
+            assert expected is None, f"{path} {op_type} refuses {case}: {refusal}; TensorFlow: {expected}"
+            continue
+        assert expected is not None, f"{path} {op_type} answers {case}: {found}, TensorFlow refuses: {reason}"
+        _assert_same(f"{path} {op_type}", case, found, expected)
     return True
 
 
@@ -151,24 +162,43 @@ def _as_attribute(name: str, value: Any) -> Any:
     return value
 
 
-def _dtype_name(value: np.ndarray) -> str:
-    return "string" if value.dtype == object else value.dtype.name
+def flat_inputs(case: Case) -> list[np.ndarray]:
+    """All inputs, lists flattened."""
+    inputs = [_as_arrays(value) for value in case.inputs]
+    return [v for value in inputs for v in (value if isinstance(value, list) else [value])]
 
 
-def _our_attributes(
-    operator: Any, definition: Any, inputs: Mapping[str, Any], attrs: Mapping[str, Any]
-) -> dict:
+def our_attributes(operator: Any, definition: Any, case: Case) -> dict:
     """The attributes that the operator asks for; list lengths and list types come from the inputs."""
+    attrs = _all_attributes(definition, case)
+    known = inspect.signature(operator).parameters.values()
+    wanted = {p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {name: value for name, value in attrs.items() if name in wanted}
+
+
+def _all_attributes(definition: Any, case: Case) -> dict[str, Any]:
+    """The case's, and those that lists of inputs show: their lengths and dtypes."""
     from_lists = {}
-    for arg in definition.input_arg:
-        value = inputs[arg.name]
+    for arg, given in zip(definition.input_arg, case.inputs, strict=True):
+        value = _as_arrays(given)
         if arg.number_attr:
             from_lists[arg.number_attr] = len(value)
         if arg.type_list_attr:
-            from_lists[arg.type_list_attr] = [_dtype_name(v) for v in value]
-    known = inspect.signature(operator).parameters.values()
-    wanted = {p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {name: value for name, value in {**from_lists, **attrs}.items() if name in wanted}
+            from_lists[arg.type_list_attr] = [dtype_name(v) for v in value]
+    return {**from_lists, **case.attrs}
+
+
+def number_of_outputs(definition: Any, case: Case) -> int:
+    """Outputs of the op, lists flattened."""
+    attrs, total = _all_attributes(definition, case), 0
+    for arg in definition.output_arg:
+        if arg.number_attr:
+            total += attrs[arg.number_attr]
+        elif arg.type_list_attr:
+            total += len(attrs[arg.type_list_attr])
+        else:
+            total += 1
+    return total
 
 
 def _assert_same(op_type: str, case: Case, found: Any, expected: Any) -> None:

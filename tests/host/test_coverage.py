@@ -7,32 +7,9 @@ import pytest
 from tensorflow.python.framework import op_def_registry
 
 from serving.host.operators import FUSED, OPERATORS, decode_constant, operator_name
-from tests.host import (
-    test_arrays,
-    test_crosses,
-    test_elementwise,
-    test_example_parsing,
-    test_indexing,
-    test_ragged,
-    test_reductions,
-    test_segments,
-    test_sparse,
-    test_strings,
-)
+from tests.host.hostile import FAMILIES
 
-_FAMILIES = (
-    test_arrays,
-    test_crosses,
-    test_elementwise,
-    test_example_parsing,
-    test_indexing,
-    test_ragged,
-    test_reductions,
-    test_segments,
-    test_sparse,
-    test_strings,
-)
-_OP_TYPES = [op_type for family in _FAMILIES for op_type in family.CASES]
+_OP_TYPES = [op_type for family in FAMILIES for op_type in family.CASES]
 
 # Attributes that an operator does not have, so that a graph that sets them otherwise than by default is
 # refused.

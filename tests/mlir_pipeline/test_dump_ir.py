@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from jaxrank import bundle as files
 from jaxrank.cli import app
+from jaxrank.errors import BundleError, DestinationError
 from mlir_pipeline.compile import compile_bundle
+from mlir_pipeline.dump import IrDump
 from mlir_pipeline.errors import CompileError
 
 
@@ -51,11 +53,34 @@ def test_stages_are_the_same_from_run_to_run(bundle: Path, tmp_path: Path) -> No
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_a_directory_with_files_is_refused(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "ir").mkdir()
-    (tmp_path / "ir" / "x").touch()
-    with pytest.raises(CompileError, match="ir is not empty; give --dump-ir a new directory"):
-        compile_bundle(bundle, ["cpu"], dump_ir=tmp_path / "ir")
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("full", "full is not empty; give --dump-ir a new directory"),
+        ("full/x", "x is not a directory; give --dump-ir a new directory"),
+        ("b/ir", "is inside of the bundle .*, which the compiled one replaces"),
+    ],
+)
+def test_a_place_that_is_refused(bundle: Path, tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(CompileError, match=message):
+        compile_bundle(bundle, ["cpu"], dump_ir=tmp_path / place)
+    files.verify(bundle)
+    assert not (bundle / "ir").exists()
+
+
+def test_a_stage_that_cannot_be_written(tmp_path: Path) -> None:
+    """A command line ends with the message and exit code 2."""
+    (tmp_path / "file").touch()
+    with pytest.raises(DestinationError, match="00_stage cannot be written: .*another place"):
+        IrDump(tmp_path / "file" / "ir").write("stage", "text")
+
+
+def test_what_is_refused_before_the_first_stage_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not exist"):
+        compile_bundle(tmp_path / "nothing", ["cpu"], dump_ir=tmp_path / "ir")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_op_without_lowering(bundle: Path, tmp_path: Path) -> None:

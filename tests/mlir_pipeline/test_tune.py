@@ -21,6 +21,7 @@ from mlir_pipeline.errors import CompileError
 from mlir_pipeline.tune import DYNAMIC_ROWS, TILE_ROWS
 from serving.engines.plan import Planner
 from serving.model import Model
+from tests.shared import Once
 
 WIDTH = 64
 
@@ -53,11 +54,9 @@ def _request(rows: int, seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def experts(once: Once) -> Path:
     """SavedModel of the experts."""
-    path = tmp_path_factory.mktemp("experts") / "saved_model"
-    _save_experts(path)
-    return path
+    return once("experts", lambda directory: _save_experts(directory / "saved_model")) / "saved_model"
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +67,20 @@ def tensorflow(experts: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def converted(experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(experts: Path, once: Once) -> Path:
     """The experts as a bundle that is not compiled."""
-    path = tmp_path_factory.mktemp("converted") / "b"
-    convert(experts, path)
-    return path
+    return once("experts_bundle", lambda directory: convert(experts, directory / "b")) / "b"
 
 
 @pytest.fixture(scope="module")
-def tuned(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(converted: Path, once: Once) -> Path:
     """The experts compiled with `--tune`."""
-    path = tmp_path_factory.mktemp("tuned") / "b"
-    shutil.copytree(converted, path)
-    compile_bundle(path, ["cpu"], tune=True)
-    return path
+
+    def build(directory: Path) -> None:
+        shutil.copytree(converted, directory / "b")
+        compile_bundle(directory / "b", ["cpu"], tune=True)
+
+    return once("experts_tuned", build) / "b"
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +131,12 @@ def test_whatever_the_plan_scores_are_the_same(
 
 
 @pytest.fixture(scope="module")
-def all_tiles(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_tiles(converted: Path, once: Once) -> Path:
     """The experts with every tile, each a thousandth as costly as the program for any number of rows."""
-    path = tmp_path_factory.mktemp("all_tiles") / "b"
+    return once("experts_tiles", lambda directory: _compile_every_tile(converted, directory / "b")) / "b"
+
+
+def _compile_every_tile(converted: Path, path: Path) -> None:
     shutil.copytree(converted, path)
     gain, tune._GAIN = tune._GAIN, float("inf")
     try:
@@ -148,7 +150,6 @@ def all_tiles(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     targets = (replace(target, costs=tuple(costs)),)
     files.write_manifest(path, replace(manifest, targets=targets))
-    return path
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 127, 300])
@@ -166,15 +167,14 @@ def test_tiles_that_a_machine_would_prefer(
     model.close()
 
 
-@pytest.mark.parametrize("data_tiling", [False, True])
+@pytest.mark.parametrize(("data_tiling", "target"), [(False, "cpu"), (True, "cpu:x86-64-v3")])
 def test_a_decision_of_ones_own_gives_the_same_bytes_each_time(
-    converted: Path, tmp_path: Path, data_tiling: bool
+    converted: Path, tmp_path: Path, data_tiling: bool, target: str
 ) -> None:
     compiled = []
     for name in ("a", "b"):
         shutil.copytree(converted, tmp_path / name)
-        targets = ["cpu", "cpu:x86-64-v3"]
-        compiled.append(compile_bundle(tmp_path / name, targets, data_tiling=data_tiling))
+        compiled.append(compile_bundle(tmp_path / name, [target], data_tiling=data_tiling))
     assert compiled[0].files == compiled[1].files
     assert all(t.data_tiling == data_tiling for t in compiled[0].targets)
 
@@ -201,7 +201,8 @@ def test_a_cpu_that_cannot_measure_takes_the_hosts_decision(converted: Path, tmp
     assert compiled["cpu:x86-64-v4"].certificate is None and not compiled["cpu:x86-64-v4"].costs
     assert any("as decided for this machine's CPU" in n for n in compiled["cpu:x86-64-v4"].notes)
     assert any("not tuned" in n for n in compiled["cpu:x86-64-v4"].notes)
-    assert "not run here: this CPU has no avx1024" in compiled["cpu:x86-64-v4"].notes
+    # A CPU without AVX-512 lacks more than that.
+    assert any(n.startswith("not run here: this CPU has no avx1024") for n in compiled["cpu:x86-64-v4"].notes)
 
 
 def test_a_failure_changes_nothing(converted: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from serving.client import PredictClient
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode, encode_content
-from serving.wire.reflection import SERVICE
+from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE, PREDICTION_SERVICE
 from tests import models
 
 MODEL = "ranker"
@@ -41,7 +41,7 @@ def _request(
 
 def _call(client: PredictClient, request: pb.PredictRequest | bytes, method: str = "Predict") -> bytes:
     data = request if isinstance(request, bytes) else request.SerializeToString()
-    return client.channel.unary_unary(f"/{SERVICE}/{method}")(data, timeout=30)
+    return client.channel.unary_unary(f"/{PREDICTION_SERVICE}/{method}")(data, timeout=30)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 257, 1000, 5000])
@@ -89,19 +89,22 @@ def test_metadata_is_the_signature(client: PredictClient) -> None:
 
 def test_health(client: PredictClient) -> None:
     stub = health_pb2_grpc.HealthStub(client.channel)
-    for service in ("", SERVICE):
+    for service in ("", PREDICTION_SERVICE):
         status = stub.Check(health_pb2.HealthCheckRequest(service=service)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_shows_the_public_names(client: PredictClient) -> None:
     database = ProtoReflectionDescriptorDatabase(client.channel)
-    assert SERVICE in database.get_services()
-    file = database.FindFileContainingSymbol(SERVICE)
+    assert PREDICTION_SERVICE in database.get_services()
+    file = database.FindFileContainingSymbol(PREDICTION_SERVICE)
     assert file.package == "tensorflow.serving"
     (service,) = file.service
     assert {m.name: m.input_type for m in service.method}["Predict"] == ".tensorflow.serving.PredictRequest"
     assert database.FindFileContainingSymbol("tensorflow.TensorProto").package == "tensorflow"
+    for other, package in ((MODEL_SERVICE, "tensorflow.serving"), (INFERENCE_SERVICE, "inference")):
+        assert other in database.get_services()
+        assert database.FindFileContainingSymbol(other).package == package
 
 
 GOOD = models.ranker_request(4, 1)
@@ -161,7 +164,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
         pytest.param(
             _request(GOOD, **_version(7)), NOT_FOUND, "no version 7; version 3 is served", id="version"
         ),
-        pytest.param(_request(GOOD, version_label="canary"), INVALID, "label 'canary'", id="label"),
+        pytest.param(_request(GOOD, version_label="canary"), INVALID, "version label: canary", id="label"),
         pytest.param(
             _request(GOOD, signature_name="train"), PRECONDITION, "no signature 'train'", id="signature"
         ),
@@ -214,3 +217,11 @@ def test_a_deadline_is_kept(client: PredictClient) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         client.predict(MODEL, models.ranker_request(5000, 0), timeout=1e-4)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_client_without_a_deadline(client: PredictClient) -> None:
+    """It waits for as long as it takes: 5,000 candidates are several calls, for which its thread waits."""
+    features = models.ranker_request(5000, 1)
+    patient, hurried = (client.predict(MODEL, features, timeout=timeout) for timeout in (None, 30.0))
+    for name, scores in hurried.items():
+        np.testing.assert_allclose(patient[name], scores, rtol=0, atol=1e-5)

@@ -33,7 +33,7 @@ assert engines <= set(sys.modules), engines - set(sys.modules)
 from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
 
-server = Server(ServerOptions(models_dir=Path(sys.argv[1]), host="127.0.0.1", port=0))
+server = Server(ServerOptions(models=Path(sys.argv[1]), host="127.0.0.1", port=0))
 with np.load(sys.argv[2]) as stored:
     features = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in stored.items()}
 outputs = PredictClient(server.address).predict("ranker", features)

@@ -18,6 +18,7 @@ from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
 from serving.model import Model
 from serving.wire import tensor_pb2
+from tests.shared import Once
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,22 +53,27 @@ def _request(rows: int, seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    module, path = _Labelled(), tmp_path_factory.mktemp("labelled") / "saved_model"
-    specs = {
-        "item_id": tf.TensorSpec([None], tf.int64),
-        "title": tf.TensorSpec([None], tf.string),
-        "stats": tf.TensorSpec([None, 4], tf.float32),
-    }
-    concrete = module.scores.get_concrete_function(**specs)  # pyright: ignore
-    tf.saved_model.save(module, str(path), signatures=concrete)
-    return path
+def saved_model(once: Once) -> Path:
+    def build(directory: Path) -> None:
+        module = _Labelled()
+        specs = {
+            "item_id": tf.TensorSpec([None], tf.int64),
+            "title": tf.TensorSpec([None], tf.string),
+            "stats": tf.TensorSpec([None, 4], tf.float32),
+        }
+        concrete = module.scores.get_concrete_function(**specs)  # pyright: ignore
+        tf.saved_model.save(module, str(directory / "saved_model"), signatures=concrete)
+
+    return once("labelled", build) / "saved_model"
 
 
 @pytest.fixture(scope="module")
-def bundles(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(saved_model: Path, once: Once) -> Path:
     """A models directory with `scores`, and `labels`: the same bundle with the host's outputs alone."""
-    models = tmp_path_factory.mktemp("models")
+    return once("labelled_bundles", lambda directory: _write_bundles(saved_model, directory))
+
+
+def _write_bundles(saved_model: Path, models: Path) -> None:
     scores, labels = models / "scores" / "1", models / "labels" / "1"
     convert(saved_model, scores)
     shutil.copytree(scores, labels)
@@ -78,12 +84,11 @@ def bundles(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     files.write_manifest(labels, replace(manifest, signature=replace(manifest.signature, outputs=outputs)))
     for bundle in (scores, labels):
         compile_bundle(bundle, ["cpu"])
-    return models
 
 
 @pytest.fixture(scope="module")
 def client(bundles: Path) -> Iterator[PredictClient]:
-    server = Server(ServerOptions(models_dir=bundles, host="127.0.0.1", port=0))
+    server = Server(ServerOptions(models=bundles, host="127.0.0.1", port=0))
     client = PredictClient(server.address)
     yield client
     client.close()

@@ -51,12 +51,12 @@ def test_a_plan_covers_every_candidate_once(
     assert all(c.rows <= largest for calls in plan for c in calls if c.function == CANDIDATE_TOWER)
 
 
-@given(st.integers(1, 20_000), st.integers(1, 64))
-def test_without_costs_slices_are_small_and_of_whole_tiles(count: int, streams: int) -> None:
-    """Of at most 64 rows, and each but the last ends with a tile of 16."""
-    plan = Planner([], [], streams=streams, max_candidates=5000).plan(count)
+@given(st.integers(1, 20_000), st.integers(1, 64), st.sampled_from([32, 64]))
+def test_without_costs_slices_are_small_and_of_whole_tiles(count: int, streams: int, rows: int) -> None:
+    """Each but the last ends with a tile of 16."""
+    plan = Planner([], [], streams=streams, max_candidates=5000, slice_rows=rows).plan(count)
     _check(plan, count, [])
-    assert all(call.rows <= 64 and call.start % 16 == 0 for calls in plan for call in calls)
+    assert all(call.rows <= rows and call.start % 16 == 0 for calls in plan for call in calls)
 
 
 def _ms(calls: tuple, costs: list[Cost]) -> float:
@@ -115,3 +115,14 @@ def test_a_stream_is_used_where_it_shortens_the_request(count: int, streams: int
     """A millisecond for a call and one for 100 rows: 10 candidates are not worth a second stream."""
     costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=1 + r / 100) for r in (1, 1000)]
     assert len(Planner([], costs, streams=4, max_candidates=5000).plan(count)) == streams
+
+
+def test_any_bound_of_candidates_loads_at_once() -> None:
+    """Covers of ten million rows would be minutes and gigabytes; more rows than are covered go in several
+    shares."""
+    tiles = [_program(256)]
+    costs = [Cost(function=CANDIDATE_TOWER, rows=r, ms=1 + r / 100) for r in (1, 1000)]
+    costs.append(Cost(function="candidate_tower_256", rows=256, ms=2.0))
+    planner = Planner(tiles, costs, streams=2, max_candidates=10_000_000)
+    for count in (1, 5000, 20_000, 20_001, 123_457):
+        _check(planner.plan(count), count, tiles)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_generated_code_is_current(tmp_path: Path) -> None:
-    protos = [f"serving/wire/{name}.proto" for name in ("tensor", "predict", "example")]
+    protos = [str(path.relative_to(ROOT)) for path in (ROOT / "serving/wire").glob("*.proto")]
     outputs = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *protos], cwd=ROOT, check=True

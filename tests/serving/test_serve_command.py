@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import PredictClient
+from serving.lifecycle import LifecycleOptions
+from serving.wire.reflection import PREDICTION_SERVICE
 from tests import models
+from tests.shared import killed
+
+UNCHECKED = LifecycleOptions(self_check=False, warmup=False)
+"""Versions that score nothing before the test's own request."""
 
 JAXRANK = str(Path(sys.executable).parent / "jaxrank")
 
@@ -24,9 +31,8 @@ JAXRANK = str(Path(sys.executable).parent / "jaxrank")
 @pytest.fixture
 def process(models_dir: Path) -> Iterator[subprocess.Popen]:
     command = [JAXRANK, "serve", str(models_dir), "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with killed(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
         yield process
-        process.kill()
 
 
 def _address(process: subprocess.Popen) -> str:
@@ -52,36 +58,97 @@ def test_a_signal_drains_and_exits_0(process: subprocess.Popen, number: signal.S
     assert [len(a["click"]) for a in answers] == [5000]
 
 
-def test_a_second_signal_does_not_wait(models_dir: Path) -> None:
-    """A stream that stays open would hold the first one for its whole grace period."""
-    command = [
-        JAXRANK,
-        "serve",
-        str(models_dir),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--grace-seconds",
-        "60",
-    ]
+def _serve(models_dir: Path, grace_seconds: float) -> list[str]:
+    options = ["--host", "127.0.0.1", "--port", "0", "--grace-seconds", str(grace_seconds)]
+    return [JAXRANK, "serve", str(models_dir), *options]
+
+
+def test_a_watch_of_health_does_not_hold_the_end(models_dir: Path) -> None:
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(_serve(models_dir, 60), stderr=subprocess.PIPE, text=True) as process,
         grpc.insecure_channel(_address(process)) as channel,
     ):
         stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
         assert next(stream).status == health_pb2.HealthCheckResponse.SERVING
         process.send_signal(signal.SIGINT)
         assert next(stream).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert process.wait(10) == 0
+
+
+@contextmanager
+def _half_a_request(address: str) -> Iterator[None]:
+    """A call that has begun, and whose message never comes."""
+    enough = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        enough.wait()
+        yield b""
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_unary(f"/{PREDICTION_SERVICE}/Predict").future(messages())
+        time.sleep(0.5)
+        yield
+        enough.set()
+        call.cancel()
+
+
+def test_a_second_signal_does_not_wait(models_dir: Path) -> None:
+    """A request that does not finish would hold the first one for its whole grace period."""
+    with (
+        subprocess.Popen(_serve(models_dir, 60), stderr=subprocess.PIPE, text=True) as process,
+        _half_a_request(_address(process)),
+    ):
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == -signal.SIGINT
+
+
+def test_the_grace_period_is_a_limit(models_dir: Path) -> None:
+    with (
+        subprocess.Popen(_serve(models_dir, 0.5), stderr=subprocess.PIPE, text=True) as process,
+        _half_a_request(_address(process)),
+    ):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) in (0, 1)
+
+
+def test_a_stuck_model_does_not_hold_the_end(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` says that a request did not finish, and does not close the model under it."""
+    from serving.grpc_server import Server, ServerOptions
+    from serving.model import Model
+
+    inside, go_on = threading.Event(), threading.Event()
+    closed: list[Model] = []
+
+    def stuck(self: Model, *arguments: object) -> dict:
+        inside.set()
+        assert go_on.wait(20)
+        return {}
+
+    monkeypatch.setattr(Model, "predict", stuck)
+    monkeypatch.setattr(Model, "close", lambda self: closed.append(self))
+    server = Server(
+        ServerOptions(models=models_dir, host="127.0.0.1", port=0, grace_seconds=0.5, lifecycle=UNCHECKED)
+    )
+    client = PredictClient(server.address)
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(client.predict, "ranker", models.ranker_request(9, 1))
+        assert inside.wait(20)
+        began = time.monotonic()
+        assert not server.stop()
+        assert time.monotonic() - began < 5 and not closed
+        go_on.set()
+        assert request.exception(20) is not None
+    client.close()
 
 
 def test_a_request_on_its_way_is_answered(models_dir: Path) -> None:
     """It arrives after the stop began, when gRPC alone would answer UNAVAILABLE or CANCELLED."""
     from serving.grpc_server import Server, ServerOptions
 
-    server = Server(ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0))
+    server = Server(ServerOptions(models=models_dir, host="127.0.0.1", port=0))
     client = PredictClient(server.address)
     client.predict("ranker", models.ranker_request(9, 1))
     with ThreadPoolExecutor(1) as pool:
@@ -106,7 +173,7 @@ def test_requests_in_flight_are_answered(models_dir: Path, monkeypatch: pytest.M
         return predict(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Model, "predict", slow)
-    server = Server(ServerOptions(models_dir=models_dir, host="127.0.0.1", port=0))
+    server = Server(ServerOptions(models=models_dir, host="127.0.0.1", port=0, lifecycle=UNCHECKED))
     client = PredictClient(server.address)
     answers: list[dict] = []
     request = threading.Thread(
@@ -129,7 +196,7 @@ def test_a_port_in_use(models_dir: Path) -> None:
         port = str(taken.getsockname()[1])
         command = [JAXRANK, "serve", str(models_dir), "--host", "127.0.0.1", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -138,5 +205,5 @@ def test_no_models_directory(tmp_path: Path) -> None:
     done = subprocess.run(
         [JAXRANK, "serve", str(tmp_path / "no")], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "is not a directory; it must hold <model>/<version>/ bundles" in done.stderr

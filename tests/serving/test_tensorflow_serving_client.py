@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from serving.wire import predict_pb2
+from serving.wire import inference_pb2, model_service_pb2, predict_pb2, server_config_pb2
 from tests import models
 
 _CLIENT = """
@@ -36,16 +37,70 @@ assert metadata.Unpack(signatures)
 assert sorted(signatures.signature_def["serving_default"].outputs) == ["click", "watch"]
 """
 
+_EXAMPLES = """
+import sys
+import grpc, tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2, get_model_status_pb2, inference_pb2, model_management_pb2, model_service_pb2_grpc,
+    prediction_service_pb2_grpc, regression_pb2,
+)
+
+address, models = sys.argv[1:]
+channel = grpc.insecure_channel(address)
+stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+request = classification_pb2.ClassificationRequest()
+request.model_spec.name = "classifier"
+for i in range(5):
+    features = request.input.example_list.examples.add().features.feature
+    features["price"].float_list.value.extend([i, 0.5])
+    features["id"].int64_list.value.append(i)
+examples = [e.SerializeToString() for e in request.input.example_list.examples]
+expected = tf.saved_model.load(models + "/classifier").signatures["serving_default"](tf.constant(examples))
+rows = stub.Classify(request, 30).result.classifications
+assert [[c.label.encode() for c in row.classes] for row in rows] == expected["classes"].numpy().tolist()
+for row, scores in zip(rows, expected["scores"].numpy(), strict=True):
+    assert abs(scores - [c.score for c in row.classes]).max() < 1e-6
+
+request = regression_pb2.RegressionRequest()
+request.model_spec.name = "regressor"
+given = request.input.example_list_with_context
+given.context.features.feature["user_age"].float_list.value.append(30)
+features = given.examples.add().features.feature
+features["item_id"].int64_list.value.append(3)
+features["item_price"].float_list.value.extend([1, 2])
+features["item_color"].bytes_list.value.append(b"red")
+(one,) = stub.Regress(request, 30).result.regressions
+multi = inference_pb2.MultiInferenceRequest(input=request.input)
+multi.tasks.add(model_spec=request.model_spec, method_name="tensorflow/serving/regress")
+assert stub.MultiInference(multi, 30).results[0].regression_result.regressions[0] == one
+
+service = model_service_pb2_grpc.ModelServiceStub(channel)
+reload = model_management_pb2.ReloadConfigRequest()
+config = reload.config.model_config_list.config.add()
+config.name, config.base_path = "regressor", models + "/models/regressor"
+config.model_platform = "tensorflow"
+config.version_labels["stable"] = 1
+assert service.HandleReloadConfigRequest(reload, 30).status.error_code == 0
+status = get_model_status_pb2.GetModelStatusRequest()
+status.model_spec.name = "regressor"
+(version,) = service.GetModelStatus(status, 30).model_version_status
+assert version.State.Name(version.state) == "AVAILABLE" and version.status.error_message == ""
+request.model_spec.version_label = "stable"
+assert stub.Regress(request, 30).model_spec.version.value == 1
+status.model_spec.name = "classifier"
+(version,) = service.GetModelStatus(status, 30).model_version_status
+assert version.State.Name(version.state) == "END"
+"""
+
 _FIELDS = """
-import json
-from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
-messages = [
-    model_pb2.ModelSpec, predict_pb2.PredictRequest, predict_pb2.PredictResponse,
-    get_model_metadata_pb2.SignatureDefMap, get_model_metadata_pb2.GetModelMetadataRequest,
-    get_model_metadata_pb2.GetModelMetadataResponse,
-]
+import json, sys
+from google.protobuf.descriptor_pool import Default
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2, get_model_status_pb2, inference_pb2, model_management_pb2, predict_pb2,
+)
 fields = lambda d: {f.name: [f.number, f.type, f.is_repeated] for f in d.fields}
-print(json.dumps({m.DESCRIPTOR.full_name: fields(m.DESCRIPTOR) for m in messages}))
+print(json.dumps({name: fields(Default().FindMessageTypeByName(name)) for name in sys.argv[1:]}))
 """
 
 
@@ -54,18 +109,41 @@ def _environment(packages: Path) -> dict[str, str]:
 
 
 def test_field_numbers_are_the_official_ones(client_packages: Path) -> None:
-    command = [sys.executable, "-c", _FIELDS]
+    ours = {
+        message.full_name.removeprefix("jaxrank."): message
+        for file in (predict_pb2, inference_pb2, server_config_pb2, model_service_pb2)
+        for message in file.DESCRIPTOR.message_types_by_name.values()
+        # The client package has no messages of these files.
+        if message.name
+        not in ("PrometheusConfig", "MonitoringConfig", "SSLConfig", "BatchingParameters", "Trial")
+    }
     found = subprocess.run(
-        command, env=_environment(client_packages), check=True, timeout=120, stdout=subprocess.PIPE
+        [sys.executable, "-c", _FIELDS, *ours],
+        env=_environment(client_packages),
+        check=True,
+        timeout=120,
+        stdout=subprocess.PIPE,
     )
     official = json.loads(found.stdout)
-    ours = {
-        m.full_name.removeprefix("jaxrank."): m for m in predict_pb2.DESCRIPTOR.message_types_by_name.values()
-    }
-    assert ours.keys() == official.keys()
+    serialized = {("ExampleList", "examples"), ("ExampleListWithContext", "examples")}
+    serialized |= {("ExampleListWithContext", "context")}
     for name, message in ours.items():
         for field in message.fields:
-            assert [field.number, field.type, field.is_repeated] == official[name][field.name]
+            if (message.name, field.name) == ("ModelConfig", "trial"):  # our own
+                assert field.name not in official[name]
+                continue
+            # We keep examples as the bytes that they are on the wire.
+            kind = field.TYPE_MESSAGE if (message.name, field.name) in serialized else field.type
+            assert [field.number, kind, field.is_repeated] == official[name][field.name]
+
+
+def test_the_official_client_on_examples(
+    client_packages: Path, example_models: Path, start_server: Callable
+) -> None:
+    """Classify, Regress, MultiInference and ModelService with the official messages."""
+    server = start_server(example_models / "models")
+    command = [sys.executable, "-c", _EXAMPLES, server.address, str(example_models)]
+    subprocess.run(command, env=_environment(client_packages), check=True, timeout=120)
 
 
 def test_the_official_client(

@@ -1,12 +1,18 @@
 """Requests against a signature: what is accepted, and the message for what is not, as a table."""
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 
+from jaxrank import bundle as files
 from jaxrank.manifest import Signature, TensorSpec
 from serving.errors import InvalidRequestError
+from serving.host import HostProgramRunner
 from serving.validation import decode_inputs, validate
 from serving.wire.codec import encode_content
+from tests import models
 
 
 def _spec(name: str, dtype: str, shape: tuple[int | None, ...], scope: str) -> TensorSpec:
@@ -209,3 +215,136 @@ def test_bad_sparse_and_ragged_features_are_refused(changes: dict[str, object], 
         validate(request, COMPOSITES, 5)
     with pytest.raises(InvalidRequestError, match=expected):
         decode_inputs({name: encode_content(value) for name, value in request.items()}, COMPOSITES, 5)
+
+
+REPEATED = Signature(
+    name="s",
+    method_name="m",
+    inputs=(
+        _part("bag", "bag", "int64", (None, 3), "sparse_indices", "request"),
+        _part("bag", "bag_1", "string", (None,), "sparse_values", "request"),
+        _part("bag", "bag_2", "int64", (3,), "sparse_shape", "request"),
+        _part("path", "path", "float32", (None, 2), "flat_values", "request"),
+        _part("path", "path_1", "int64", (None,), "row_splits", "request"),
+        _part("path", "path_2", "int64", (None,), "row_splits", "request"),
+        _spec("name", "string", (None, 2), "request"),
+        _spec("item", "int64", (None,), "candidate"),
+    ),
+    outputs=(),
+)
+
+
+def _one_user() -> dict[str, np.ndarray]:
+    """A sparse feature of three values, and a ragged one of three lists of 2, 0 and 1 pairs."""
+    return {
+        "bag": np.array([[0, 0, 1], [0, 2, 0], [0, 2, 3]]),
+        "bag_1": np.array([b"a", b"b", b"c"], object),
+        "bag_2": np.array([1, 3, 4]),
+        "path": np.array([[1, 2], [3, np.nan], [5, 6]], np.float32),
+        "path_1": np.array([0, 3]),
+        "path_2": np.array([0, 2, 2, 3]),
+        "name": np.array([[b"x", b"y"]], object),
+    }
+
+
+def _repeated(user: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """As a client sends it that knows rows only."""
+    bag = np.concatenate([user["bag"] + [[row, 0, 0]] for row in range(rows)])
+    lists = np.tile(np.diff(user["path_2"]), rows)
+    return {
+        "bag": bag,
+        "bag_1": np.tile(user["bag_1"], rows),
+        "bag_2": np.array([rows, *user["bag_2"][1:]]),
+        "path": np.tile(user["path"], (rows, 1)),
+        "path_1": np.arange(rows + 1) * (len(user["path_2"]) - 1),
+        "path_2": np.concatenate([[0], np.cumsum(lists)]),
+        "name": np.tile(user["name"], (rows, 1)),
+        "item": np.arange(rows),
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_equal_rows_of_every_kind_become_one(rows: int) -> None:
+    request = _repeated(_one_user(), rows)
+    for found in (
+        validate(request, REPEATED, 5),
+        decode_inputs({name: encode_content(value) for name, value in request.items()}, REPEATED, 5),
+    ):
+        for name, value in _one_user().items():
+            assert found[name].dtype == value.dtype, name
+            assert found[name].tolist() == value.tolist() or np.array_equal(found[name], value, True), name
+        assert found["item"].tolist() == list(range(rows))
+
+
+def test_empty_rows_become_one() -> None:
+    user = _one_user() | {
+        "bag": np.zeros((0, 3), np.int64),
+        "bag_1": np.array([], object),
+        "path": np.zeros((0, 2), np.float32),
+        "path_1": np.array([0, 0]),
+        "path_2": np.array([0]),
+    }
+    found = validate(_repeated(user, 4), REPEATED, 5)
+    assert found["bag"].shape == (0, 3) and found["bag_2"].tolist() == [1, 3, 4]
+    assert found["path"].shape == (0, 2) and found["path_1"].tolist() == [0, 0]
+
+
+def _another(name: str, at: int, value: object) -> dict[str, np.ndarray]:
+    request = _repeated(_one_user(), 4)
+    request[name] = request[name].copy()
+    request[name][at] = value
+    return request
+
+
+def _longer(row: int) -> dict[str, np.ndarray]:
+    """A value more in a row of the sparse feature, and of the ragged one's last list."""
+    request = _repeated(_one_user(), 4)
+    at = 3 * (row + 1)
+    request["bag"] = np.insert(request["bag"], at, [row, 2, 3], axis=0)
+    request["bag_1"] = np.insert(request["bag_1"], at, b"c")
+    request["path"] = np.insert(request["path"], at, 0.0, axis=0)
+    request["path_2"] = request["path_2"] + (np.arange(13) >= at)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        pytest.param(_another("bag_1", 7, b"z"), "'bag' .*row 2 differs", id="sparse value"),
+        pytest.param(_another("bag", 4, [1, 2, 1]), "'bag' .*row 1 differs", id="sparse index"),
+        pytest.param(_another("bag", 3, [0, 2, 3]), "'bag' .*row 1 differs", id="sparse row"),
+        pytest.param(_longer(0), "'bag' .*row 1 differs", id="first row is longer"),
+        pytest.param(_longer(3), "'bag' .*row 3 differs", id="last row is longer"),
+        pytest.param(_another("path", 10, [5, 0]), "'path' .*row 3 differs", id="ragged value"),
+        pytest.param(_another("path_2", 4, 4), "'path' .*row 1 differs", id="inner list"),
+        pytest.param(_another("path_1", 2, 5), "'path' .*row 1 differs", id="outer list"),
+        pytest.param(_another("name", 3, [b"x", b"z"]), "'name' .*row 3 differs", id="string"),
+        pytest.param(
+            {**_repeated(_one_user(), 4), "item": np.arange(3)},
+            "'bag' has 4 rows; .*one row or 3|'path' has 4 rows; .*one row or 3|'name' has 4",
+            id="rows",
+        ),
+    ],
+)
+def test_rows_that_differ_are_refused(request_: dict[str, np.ndarray], expected: str) -> None:
+    """The same for arrays and for tensors on the wire."""
+    with pytest.raises(InvalidRequestError, match=expected):
+        validate(request_, REPEATED, 5)
+    with pytest.raises(InvalidRequestError, match=expected):
+        decode_inputs({name: encode_content(value) for name, value in request_.items()}, REPEATED, 5)
+
+
+@pytest.mark.parametrize("wrong", [0, 5, 7])
+def test_an_open_dimension_that_the_model_does_not_take(ranker_bundle: Path, wrong: int) -> None:
+    """The signature leaves it open, the dense half does not: the refusal names the feature."""
+    manifest = files.read_manifest(ranker_bundle)
+    inputs = tuple(
+        msgspec.structs.replace(spec, shape=(1, None)) if spec.name == "user_items" else spec
+        for spec in manifest.signature.inputs
+    )
+    signature = msgspec.structs.replace(manifest.signature, inputs=inputs)
+    host = HostProgramRunner(ranker_bundle, msgspec.structs.replace(manifest, signature=signature))
+    request = models.ranker_request(3, 0)
+    host.run(request)
+    with pytest.raises(InvalidRequestError, match="'user_items'"):
+        host.run({**request, "user_items": np.ones((1, wrong), np.int64)})

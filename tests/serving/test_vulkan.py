@@ -25,9 +25,10 @@ from pathlib import Path
 from serving.model import Model
 
 model = Model.load(Path(sys.argv[1]), target="vulkan")
-with np.load(sys.argv[2]) as stored:
-    features = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in stored.items()}
-np.savez(sys.argv[3], **model.predict(features))
+for request in sorted(Path(sys.argv[2]).glob("*.in.npz")):
+    with np.load(request) as stored:
+        features = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in stored.items()}
+    np.savez(request.with_name(request.name.replace(".in.", ".out.")), **model.predict(features))
 model.close()
 """
 
@@ -57,23 +58,24 @@ def vulkan_device() -> None:
     assert _has_device(), "mesa-vulkan-drivers is installed, but there is no Vulkan device"
 
 
-@pytest.mark.parametrize("rows", [1, 7, 300])
 def test_scores_are_tensorflows(
     vulkan_device: None,
     ranker_bundle: Path,
     ranker_saved_model: Path,
     ranker_requests: Callable,
-    rows: int,
     tmp_path: Path,
 ) -> None:
-    """1e-5: float32 sums in another order."""
-    features = ranker_requests(rows, rows)
-    np.savez(tmp_path / "in.npz", **models.as_npz(features))
-    arguments = [ranker_bundle, tmp_path / "in.npz", tmp_path / "out.npz"]
+    """1e-5: float32 sums in another order. The memory that one request was staged in grows for the next, and
+    holds what a larger one left when a smaller one comes."""
+    requests = [ranker_requests(rows, seed) for seed, rows in enumerate((7, 300, 1, 299, 5000, 2))]
+    for i, features in enumerate(requests):
+        np.savez(tmp_path / f"{i}.in.npz", **models.as_npz(features))
+    arguments = [ranker_bundle, tmp_path]
     subprocess.run([sys.executable, "-c", _PREDICT, *map(str, arguments)], check=True, timeout=120)
-    with np.load(tmp_path / "out.npz") as found:
-        for name, expected in models.tensorflow_outputs(ranker_saved_model, features).items():
-            np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
+    for i, features in enumerate(requests):
+        with np.load(tmp_path / f"{i}.out.npz") as found:
+            for name, expected in models.tensorflow_outputs(ranker_saved_model, features).items():
+                np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
 
 
 _WITH_CACHING_ALLOCATOR = """
@@ -97,7 +99,7 @@ def _works(code: str, *arguments: object) -> bool:
 
 
 def test_the_caching_allocator_still_fails(vulkan_device: None, ranker_bundle: Path) -> None:
-    """When this fails, `serving/engines/iree.py` can use the caching allocator on every device."""
+    """When this fails, `serving/engines/streams.py` can use the caching allocator on every device."""
     width = files.read_host_program(ranker_bundle).width("request")
     module = ranker_bundle / "vulkan" / "iree" / "dense.vmfb"
     assert module.is_file()

@@ -6,22 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.shared import Once
 from tests.zoo import ZOO, ZooModel
+from tests.zoo.converted import save_once
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ZooModel], Path]:
-    """Saves a model once for the module."""
-    saved: dict[str, Path] = {}
-
-    def path(model: ZooModel) -> Path:
-        if model.name not in saved:
-            saved[model.name] = model.save(tmp_path_factory.mktemp(model.name))
-        return saved[model.name]
-
-    return path
+def artifact(once: Once) -> Callable[[ZooModel], Path]:
+    """The path of a model that is saved once."""
+    return lambda model: save_once(model, once)
 
 
 def test_names_are_unique_and_every_style_is_there() -> None:

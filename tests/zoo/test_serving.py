@@ -1,24 +1,24 @@
 """Every model of the zoo compiled for the CPU and served: TensorFlow's answers to fresh requests, from the
 arrays of `serving.model` and over gRPC."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import jax
 import numpy as np
 import pytest
 
-from converters.convert import convert
 from mlir_pipeline.compile import compile_bundle
 from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
 from serving.model import Model
 from serving.validation import decode_inputs
 from serving.wire.codec import encode_content
+from tests.shared import Once
 from tests.zoo import ZOO
-from tests.zoo.converted import Converted
+from tests.zoo.converted import Converted, convert_once
 from tests.zoo.model import Features, ZooModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,14 +27,37 @@ NOT_COMPILED: dict[str, str] = {}
 """Models that cannot be compiled yet, and why."""
 
 
+SERVED = [
+    model
+    for model in ZOO
+    if "JAXRANK_WHOLE_ZOO" in os.environ
+    or model.name in {
+        "wide_deep", "deepfm", "din", "dien", "lstm", "ple", "listwise_reranker", "string_operations",
+        "example_parser", "frozen_partitioned", "checkpoint", "tf1_while", "data_loop", "cond", "legacy_h5",
+    }
+]  # fmt: skip
+"""Some of each kind; all of them with `make whole-zoo`."""
+
+
+@pytest.fixture(scope="session", params=SERVED, ids=lambda model: model.name)
+def converted(request: pytest.FixtureRequest, once: Once) -> Converted:
+    """The models that are served here."""
+    return convert_once(request.param, once)
+
+
 @pytest.fixture(scope="session")
-def compiled(converted: Converted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(converted: Converted, once: Once) -> Path:
     """The bundle of a model after `compile_bundle` for the CPU, which certifies it on the recorded
     requests."""
-    bundle = tmp_path_factory.mktemp("compiled") / converted.model.name
-    shutil.copytree(converted.bundle, bundle)
-    compile_bundle(bundle, ["cpu"])
-    return bundle
+    return _compile(converted, once)
+
+
+def _compile(converted: Converted, once: Once) -> Path:
+    def build(directory: Path) -> None:
+        shutil.copytree(converted.bundle, directory / "1")
+        compile_bundle(directory / "1", ["cpu"], data_tiling=False)  # timing both ways takes seconds
+
+    return once(f"compiled-{converted.model.name}", build) / "1"
 
 
 def test_answers_are_tensorflows(
@@ -59,18 +82,17 @@ def test_answers_are_tensorflows(
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PredictClient, dict[str, Path]]]:
+def served(
+    once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[PredictClient, dict[str, Path]]]:
     """A server of models whose inputs or outputs are not plain numbers, and the artifacts behind them."""
     directory = tmp_path_factory.mktemp("served")
     paths: dict[str, Path] = {}
     for name in ("sparse_bags", "ragged_bags", "multi_signature_classify", "list_context"):
-        (directory / name).mkdir()
-        paths[name] = _model(name).save(directory / name)
-        bundle = directory / "models" / name / "1"
-        convert(paths[name], bundle, **_model(name).options)
-        compile_bundle(bundle, ["cpu"])
-        jax.clear_caches()
-    server = Server(ServerOptions(models_dir=directory / "models", host="127.0.0.1", port=0))
+        converted = convert_once(_model(name), once)
+        paths[name] = converted.path
+        shutil.copytree(_compile(converted, once), directory / "models" / name / "1")
+    server = Server(ServerOptions(models=directory / "models", host="127.0.0.1", port=0))
     client = PredictClient(server.address)
     yield client, paths
     client.close()

@@ -2,15 +2,14 @@
 ops."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import numpy as np
 
 from serving.host.operators.indexing import check_ids
 from serving.host.operators.registry import Lookups, Operator, check, refuse
 from serving.host.operators.segments import reduce_segments
-
-Combiner = Literal["sum", "mean", "sqrtn"]
+from serving.tables import Combiner, RowNotFoundError, RowSource, Table, pool_rows
 
 
 def vocabulary_lookup(
@@ -40,21 +39,42 @@ def embedding_lookup(
     With `negative_ids="wrap"` (Keras 3) an id of -1 is the last row. Rows longer than `max_norm` are scaled
     to it.
     """
-    rows = lookups.tables[table]
-    if ids.size:
-        low, high = int(ids.min()), int(ids.max())
-        lowest = -len(rows) if negative_ids == "wrap" else 0
-        if low < lowest or high >= len(rows):
-            bad = low if low < lowest else high
-            refuse(f"id {bad} is outside of table {table!r}, which has rows [{lowest}, {len(rows)})")
-    found = _clip(np.asarray(rows[ids]), max_norm)
-    return found if row_shape is None else found.reshape(*ids.shape, *row_shape)
+    rows = lookups.tables[table].rows
+    wanted = wrap_negative(lookups, _flat(ids), rows=rows) if negative_ids == "wrap" else ids
+    found = _clip(_fetch(lookups, table, wanted, lowest=-rows if negative_ids == "wrap" else 0), max_norm)
+    return found.reshape(*ids.shape, *(found.shape[1:] if row_shape is None else row_shape))
+
+
+def _fetch(lookups: Lookups, table: str, ids: np.ndarray, lowest: int = 0) -> np.ndarray:
+    """The row of each id, in a flat list. Ids have been counted from `lowest`, for the message of a
+    refusal."""
+    source = lookups.tables[table]
+    out = np.empty((ids.size, source.dim), source.dtype)
+    try:
+        missing = source.fetch(_flat(ids), out, lookups.budget.deadline)
+    except RowNotFoundError as error:
+        _refuse_id(table, source, error.id + (lowest if error.id < 0 else 0), lowest)
+    if missing is not None:
+        lookups.budget.count_default_rows(table, int(missing.sum()))
+    return out
+
+
+def _flat(ids: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(ids, np.int64).reshape(-1)
+
+
+def _refuse_id(table: str, source: RowSource, id: int, lowest: int = 0) -> NoReturn:
+    refuse(f"id {id} is outside of table {table!r}, which has rows [{lowest}, {source.rows})")
 
 
 def _clip(rows: np.ndarray, max_norm: float | None) -> np.ndarray:
-    """As tf.clip_by_norm over the last axis."""
+    """`[n, dim]` rows as tf.clip_by_norm gives them."""
     if max_norm is None:
         return rows
+    if rows.dtype == np.float32:
+        out = np.empty_like(rows)
+        pool_rows(rows, np.arange(len(rows) + 1), None, "sum", max_norm, out)
+        return out
     limit = rows.dtype.type(max_norm)
     norms = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True, dtype=rows.dtype))
     return rows * limit / np.maximum(norms, limit)
@@ -114,7 +134,7 @@ def embedding_bag(
     Returns:
         `[rows, dim]` float32; with `safe`, `[*dense_shape[:-1], dim]`.
     """
-    vectors = lookups.tables[table]
+    source = lookups.tables[table]
     check(indices.ndim == 2 and len(indices) == ids.size, f"{ids.size} ids for indices {list(indices.shape)}")
     check(dense_shape.size == indices.shape[1] >= 2, "a bag of ids must have rows")
     check(weights is None or weights.shape == ids.shape, "weights do not fit the ids")
@@ -132,9 +152,38 @@ def embedding_bag(
         check(ordered, "the rows of a bag of ids are not in order")
         rows = int(segments[-1]) + 1 if segments.size else 0
         outer = (rows,)
-    check_ids(ids, len(vectors), f"table {table!r}: id")
-    found = _clip(np.asarray(vectors[ids]), max_norm)
-    return _combine(found, segments, rows, weights, combiner).reshape(*outer, vectors.shape[1])
+    if source.dtype == np.float32:
+        found = _pool(lookups, table, segments, ids, rows, weights, combiner, max_norm)
+    else:
+        found = _combine(_clip(_fetch(lookups, table, ids), max_norm), segments, rows, weights, combiner)
+    return found.reshape(*outer, source.dim)
+
+
+def _pool(
+    lookups: Lookups,
+    table: str,
+    segments: np.ndarray,
+    ids: np.ndarray,
+    rows: int,
+    weights: np.ndarray | None,
+    combiner: Combiner,
+    max_norm: float | None,
+) -> np.ndarray:
+    """`[rows, dim]`: the rows of a float32 table summed by segment (sorted), and divided as the combiner
+    says."""
+    source = lookups.tables[table]
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(segments, minlength=rows), out=offsets[1:])
+    out = np.empty((rows, source.dim), np.float32)
+    weights = None if weights is None else weights.astype(np.float32)
+    if not isinstance(source, Table):
+        pool_rows(_fetch(lookups, table, ids), offsets, weights, combiner, max_norm, out)
+        return out
+    try:
+        source.pool(_flat(ids), offsets, weights, combiner, max_norm, out)
+    except RowNotFoundError as error:
+        _refuse_id(table, source, error.id)
+    return out
 
 
 def _row_of(indices: np.ndarray, dense_shape: np.ndarray) -> np.ndarray:

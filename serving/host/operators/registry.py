@@ -9,21 +9,25 @@ Strings are object arrays of bytes; scalars are 0-d arrays.
 import base64
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 
 from serving.errors import InvalidRequestError
 from serving.host.lookups import KeyLookup
+from serving.tables import RowSource
+from serving.tiers.budget import LookupBudget
 
 
 @dataclass(frozen=True)
 class Lookups:
     """What operators may read besides their inputs."""
 
-    tables: Mapping[str, np.ndarray]
+    tables: Mapping[str, RowSource]
     vocabularies: Mapping[str, KeyLookup]
+    budget: LookupBudget = field(default_factory=LookupBudget)
+    """Of the request, for tables that are not in memory."""
 
 
 Operator = Callable[..., np.ndarray | tuple[np.ndarray, ...]]

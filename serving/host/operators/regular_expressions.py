@@ -254,7 +254,7 @@ def _decode(text: bytes) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _rewrite_parts(rewrite: bytes, groups: int) -> tuple[str | int, ...]:
+def rewrite_parts(rewrite: bytes, groups: int) -> tuple[str | int, ...]:
     r"""Text and group numbers: `\0` to `\9` are groups, `\\` is a backslash."""
     parts: list[str | int] = []
     for piece in re.findall(r"\\.?|[^\\]+", _decode(rewrite), re.DOTALL):
@@ -295,7 +295,7 @@ def static_regex_replace(
 ) -> np.ndarray:
     """Every match (or the first one) replaced."""
     compiled, groups = compile_pattern(pattern.encode("utf-8", "surrogateescape"))
-    parts = _rewrite_parts(rewrite.encode("utf-8", "surrogateescape"), groups)
+    parts = rewrite_parts(rewrite.encode("utf-8", "surrogateescape"), groups)
     found = [_replace(text, compiled, parts, replace_global) for text in texts.ravel().tolist()]
     return strings(found, texts.shape)
 

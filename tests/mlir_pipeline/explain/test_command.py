@@ -1,24 +1,18 @@
 """`jaxrank explain` as a user runs it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 from converters.convert import convert
+from tests.command_line import Done, jaxrank
 
-JAXRANK = str(Path(sys.executable).parent / "jaxrank")
 
-
-def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [JAXRANK, "explain", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+def _run(*arguments: object) -> Done:
+    return jaxrank("explain", *arguments, columns=200)
 
 
 def test_help_teaches() -> None:
@@ -70,6 +64,7 @@ def test_a_bundle_without_a_dense_half(tmp_path: Path) -> None:
     done = _run(tmp_path / "b", "--plot", tmp_path / "p.svg")
     assert done.returncode == 0, done.stderr
     assert "there is no dense half" in done.stdout
+    assert "no picture" in done.stdout
     assert not (tmp_path / "p.svg").exists()
 
 
@@ -78,6 +73,10 @@ def test_a_bundle_without_a_dense_half(tmp_path: Path) -> None:
     [
         pytest.param(["--plot", "p.jpeg"], "must end in .svg, .png, .pdf", id="picture"),
         pytest.param(["--json", "none/f.json"], "there is no directory none", id="directory"),
+        pytest.param(["--json", "."], "it is a directory; give --json a file", id="a directory"),
+        pytest.param(
+            ["--json", "/proc/f.json", "--no-profile"], "/proc/f.json cannot be written", id="unwritable"
+        ),
         pytest.param(["--candidates", "many"], "is not a list of numbers", id="numbers"),
         pytest.param(["--candidates", "9000"], "outside of what the bundle takes, 1 to 5,000", id="bound"),
         pytest.param(["--target", "cuda:sm_75"], "it has: cpu, cuda:sm_80, vulkan", id="target"),
@@ -94,4 +93,4 @@ def test_a_damaged_bundle(ranker_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(ranker_bundle, tmp_path / "b")
     (tmp_path / "b" / "weights.irpa").write_bytes(b"x")
     done = _run(tmp_path / "b")
-    assert done.returncode == 1 and "weights.irpa is damaged" in done.stderr
+    assert done.returncode == 2 and "weights.irpa is damaged" in done.stderr

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from converters.convert import convert
 from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from mlir_pipeline.explain.explanation import ExplainError, Explanation, explain
 from mlir_pipeline.explain.plot import draw
 from mlir_pipeline.rewriting import MERGES, REWRITES
+from tests.shared import Once
 from tests.zoo import ZOO
+from tests.zoo.converted import convert_once
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,9 @@ def _change(bundle: Path, **fields: object) -> None:
     files.write_manifest(bundle, manifest)
 
 
-def _zoo_bundle(name: str, directory: Path) -> Path:
+def _zoo_bundle(name: str, once: Once) -> Path:
     (model,) = (m for m in ZOO if m.name == name)
-    convert(model.save(directory), directory / "b", **model.options, tolerance=model.tolerance)
-    return directory / "b"
+    return convert_once(model, once).bundle
 
 
 def test_work_agrees_with_the_manifest(ranker_bundle: Path, explanation: Explanation) -> None:
@@ -62,16 +62,16 @@ def test_steps_lead_from_the_source_to_what_is_compiled(explanation: Explanation
     assert sum(m.share for m in explanation.modules) == pytest.approx(1)
 
 
-def test_hoisting_has_its_share_of_target_attention(tmp_path: Path) -> None:
-    found = explain(_zoo_bundle("din", tmp_path), candidates=(1000,), profiled=())
+def test_hoisting_has_its_share_of_target_attention(once: Once) -> None:
+    found = explain(_zoo_bundle("din", once), candidates=(1000,), profiled=())
     shares = {s.name: s.flops_change for s in found.rewrites}
     assert shares["hoist_dots"] < -0.4
     assert found.target == "" and found.dispatches["candidate_tower"] > 0
     assert any("not compiled" in m.why for m in found.not_measured)
 
 
-def test_a_model_that_mixes_candidates_is_a_polynomial(tmp_path: Path) -> None:
-    found = explain(_zoo_bundle("listwise_reranker", tmp_path), candidates=(1, 100, 1000), profiled=())
+def test_a_model_that_mixes_candidates_is_a_polynomial(once: Once) -> None:
+    found = explain(_zoo_bundle("listwise_reranker", once), candidates=(1, 100, 1000), profiled=())
     assert not found.row_wise and "n^2" in found.flops_of_n["candidate"]
     one, _, many = found.work
     assert many.compiled.flops > 1000 * one.compiled.flops

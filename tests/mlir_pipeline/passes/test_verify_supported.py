@@ -188,3 +188,26 @@ def test_one_error_lists_everything_with_its_flax_module() -> None:
         "- stablehlo.convert in the model's own body: a value of type i64; ids are looked up on the host; "
         "use int32",
     ]
+
+
+@pytest.mark.parametrize("target", [CPU, "vulkan"])
+def test_what_iree_says_names_the_flax_module(target: str, tmp_path: Path) -> None:
+    """Of an operation that the verifier was not asked about; vulkan's attributes move every line."""
+    source = """
+        func.func @f(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {
+          %0 = stablehlo.add %x, %x : tensor<4x4xf32> loc("jit(f)/@experts.1/add")
+          %1 = stablehlo.cholesky %0, lower = true : tensor<4x4xf32> loc("jit(f)/@experts.0.hidden/cholesky")
+          %2 = stablehlo.multiply %1, %1 : tensor<4x4xf32>
+          return %2 : tensor<4x4xf32>
+        }"""
+    program = Program(ir.Module.parse(source, ir.Context()))
+    text = program.text_with_modules()
+    assert [line.split("//")[1].strip() for line in text.split("\n") if "//" in line] == [
+        "in module experts.1", "in module experts.0.hidden",
+    ]  # fmt: skip
+    assert Program(ir.Module.parse(text, ir.Context())).text() == program.text()
+    with pytest.raises(CompileError) as error:
+        compile_module(text, parse_target(target), tmp_path / "dense.vmfb")
+    message = str(error.value)
+    assert re.search(r"<stdin>:\d+:\d+: in module experts\.0\.hidden: error: ", message), message[:500]
+    assert "in module experts.1: error" not in message

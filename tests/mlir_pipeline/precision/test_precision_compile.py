@@ -57,15 +57,19 @@ def _rules(*texts: str, keep: str = "abs:0.1") -> Precision:
     return Precision(parse_rules(texts), parse_bounds(keep))
 
 
-@pytest.mark.parametrize("chosen", ["f16", "bf16", "f16_storage", "bf16_storage"])
+# Of the four, so that each type and each way is there.
+@pytest.mark.parametrize("chosen", ["bf16", "f16_storage"])
 def test_compiled_scores_are_those_of_the_emulation(
     bundle: Path, ranker_requests: Requests, chosen: PrecisionFormat
 ) -> None:
     """Sums in another order move an activation across a boundary of the small type now and then: scores up to
     2 then move by about its last place, 2^-10 (f16) or 2^-7 (bf16). Where IREE fuses a cast with what makes
-    its operand it drops the activations' rounding (the mlp's, in bf16). So the scores are nearly those of one
-    emulation, in which some modules round their weights only; they may be nearer to float32, never
-    further."""
+    its operand it may drop the activations' rounding (the mlp's, in bf16). So the scores are nearly those of
+    one emulation, in which some modules round their weights only.
+
+    Nothing is said of how far they are from float32: roundings have signs and cancel, so one rounding less
+    brings some scores nearer and takes others further away, and which of the two prevails depends on the
+    weights. `test_one_rounding_less_can_be_further_from_float32` has the numbers."""
     flat = rewritten(flat_module(bundle))
     manifest = compile_bundle(bundle, ["cpu", "cuda:sm_80"], precision=_rules(chosen))
     assert manifest.precision == (PrecisionRule(pattern="*", format=chosen),)
@@ -76,7 +80,7 @@ def test_compiled_scores_are_those_of_the_emulation(
     fused = {chosen} if chosen.endswith("_storage") else {chosen, f"{chosen}_storage"}
     emulations = [dict(zip(modules, f, strict=True)) for f in product(fused, repeat=len(modules))]
     nearest: list[list[float]] = [[] for _ in emulations]
-    errors, moved, emulated_moved = [], [], []
+    errors, moved, rounded_fully = [], [], []
     for seed, rows in enumerate((1, 5, 60, 60, 60, 60, 300)):
         request = ranker_requests(rows, seed)
         blocks = model._host.run(request)
@@ -86,16 +90,45 @@ def test_compiled_scores_are_those_of_the_emulation(
         for name, expected, float32 in zip(names, emulated, plain, strict=True):
             errors.extend(np.abs(found[name] - expected).ravel())
             moved.extend(np.abs(found[name] - float32).ravel())
-            emulated_moved.extend(np.abs(expected - float32).ravel())
+            rounded_fully.extend(np.abs(expected - float32).ravel())
         for formats, off in zip(emulations, nearest, strict=True):
             for name, value in zip(names, emulator(formats, blocks.request, blocks.candidate), strict=True):
                 off.extend(np.abs(found[name] - value).ravel())
     model.close()
     assert max(errors) <= {"f16": 2e-3, "bf16": 1.6e-2}.get(chosen, 2e-6)
     assert np.median(moved) > 1e-5  # it is lower precision
-    assert np.mean(moved) <= 1.1 * np.mean(emulated_moved)
-    # and one that was emulated
-    assert min(np.median(off) for off in nearest) < 0.25 * np.median(emulated_moved)
+    # and one that was emulated: by far nearer to it than the precision moves scores.
+    assert min(np.median(off) for off in nearest) < 0.25 * np.median(rounded_fully)
+
+
+def test_one_rounding_less_can_be_further_from_float32(
+    ranker_bundle: Path, ranker_requests: Requests
+) -> None:
+    """Of the emulations themselves, in which it is certain which roundings are made: without those of the
+    mlp's activations, most of many scores are nearer to float32, and some are further by more than float32's
+    own rounding."""
+    flat = rewritten(flat_module(ranker_bundle))
+    modules = modules_of(products(flat))
+    emulator = Emulator(flat, modules, row_wise=True)
+    model = Model.load(ranker_bundle)
+    fewer, every = [], []
+    formats: dict[str, PrecisionFormat] = dict.fromkeys(modules, "bf16")
+    for seed in range(4):
+        blocks = model._host.run(ranker_requests(60, seed))
+        inputs = blocks.request, blocks.candidate
+        outputs = zip(
+            emulator({}, *inputs),
+            emulator(formats, *inputs),
+            emulator({**formats, "mlp": "bf16_storage"}, *inputs),
+            strict=True,
+        )
+        for plain, rounded, partly in outputs:
+            every.extend(np.abs(rounded - plain).ravel())
+            fewer.extend(np.abs(partly - plain).ravel())
+    model.close()
+    further = np.mean(np.array(fewer) > np.array(every) + 1e-5)
+    assert 0.05 < further < 0.5
+    assert np.mean(fewer) < np.mean(every)
 
 
 def test_the_certificate_shows_what_moved_and_the_manifest_what_was_kept(bundle: Path) -> None:
@@ -107,6 +140,11 @@ def test_the_certificate_shows_what_moved_and_the_manifest_what_was_kept(bundle:
     assert kept["abs"].bound == 1e-2 and 0.5 <= kept["top10"].value <= 1
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).output
     assert "Precision" in shown and "bf16" in shown
+    # The conversion's certificate is float32's; the program's is held to the bounds.
+    headings = [line for line in shown.splitlines() if line.startswith("Certificate: ")]
+    assert ["flax" in h for h in headings] == [True, False]
+    assert headings[0].rstrip().endswith("tolerance 1e-05")
+    assert headings[1].rstrip().endswith("bounds abs:0.01,top10:0.5")
 
 
 def test_precision_stays_until_it_is_changed_and_then_for_every_target(bundle: Path) -> None:
@@ -160,6 +198,9 @@ def test_auto_for_bytes_stays_within_the_bounds_of_recorded_requests(
     arguments = ["compile", str(bundle), "--precision", "auto", "--prefer", "bytes", "--keep", keep]
     result = CliRunner().invoke(app, [*arguments, "--examples", str(example_file)])
     assert result.exit_code == 0, result.output
+    assert (
+        f"bounds {keep.replace('1e-2', '0.01').replace('2e-3', '0.002')} on the requests of" in result.output
+    )
     manifest, search = files.verify(bundle), read_search(bundle)
     assert search is not None and search.labels == "recorded" and search.requests == 2
     assert {files.PRECISION_JSON, files.PRECISION_PLOT, files.PRECISION_EXAMPLES} <= manifest.files.keys()
@@ -202,6 +243,7 @@ def test_auto_for_a_gpu_that_is_not_here_is_an_estimate(bundle: Path) -> None:
     ("options", "message"),
     [
         (["--keep", "abs:1"], "give --precision too"),
+        (["--precision", "f16", "--prefer", "bytes"], "about what --precision auto saves"),
         (["--precision", "f16", "--precision", "auto"], "chooses for every module"),
         (["--precision", "auto", "--keep", "mrr:1"], "there is no metric 'mrr'; metrics are"),
         (["--precision", "f16", "--examples", "x.npz"], "give --keep too"),

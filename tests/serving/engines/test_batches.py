@@ -1,6 +1,8 @@
 """Many requests in one call give each request's own scores: TensorFlow's, and those that `run` gives."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from converters.convert import convert
 from jaxrank import bundle as files
 from jaxrank.cli import app
 from jaxrank.manifest import Manifest
@@ -22,13 +23,23 @@ from serving.engines.iree import IreeEngine
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
 from serving.model import Model
+from tests.shared import Once
 from tests.zoo import ZOO, ZooModel
+from tests.zoo.converted import convert_once
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-WITH_PROGRAM = ("din", "mmoe", "fm")
+WITH_PROGRAM = ("din", "fm")
 WITHOUT = ("dlrm", "list_context")
 """One whose candidates are rows of one block, and one whose candidates are mixed."""
+MIXED = "list_context"
+ONE_MODEL = "fm"
+
+PROGRAMS = [(name, "chosen") for name in WITH_PROGRAM + WITHOUT] + [(name, "tiles") for name in WITH_PROGRAM]
+"""Every model as it serves, and where it can be with every request in tiles, which those of many candidates
+are not."""
+ROW_WISE = [(name, how) for name, how in PROGRAMS if name != MIXED]
+ONLY = {"chosen": None, "tiles": CANDIDATE_TILES}
 
 
 @dataclass(frozen=True)
@@ -41,34 +52,43 @@ class Compiled:
     manifest: Manifest
 
 
-@pytest.fixture(scope="module", params=WITH_PROGRAM + WITHOUT)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
-    model = next(m for m in ZOO if m.name == request.param)
-    directory = tmp_path_factory.mktemp(model.name)
-    path, bundle = model.save(directory), directory / "bundle"
-    convert(path, bundle, **model.options, tolerance=model.tolerance)
-    yield Compiled(model, path, bundle, compile_bundle(bundle, ["cpu"], data_tiling=False, batch_tile=16))
-    jax.clear_caches()
+@dataclass(frozen=True)
+class Opened:
+    """A compiled bundle on the engine."""
+
+    source: Compiled
+    engine: IreeEngine
 
 
-@pytest.fixture(scope="module", params=[None, CANDIDATE_TILES], ids=["chosen", "tiles"])
-def loaded(compiled: Compiled, request: pytest.FixtureRequest) -> Iterator[Model]:
-    if request.param is not None and compiled.model.name in WITHOUT:
-        pytest.skip("it has no program for many requests")
-    model = Model.load(compiled.bundle, streams=2, only=request.param)
-    yield model
-    model.close()
+Compile = Callable[[str], Compiled]
 
 
-@pytest.fixture(scope="module", params=[None, CANDIDATE_TILES], ids=["chosen", "tiles"])
-def engine(compiled: Compiled, request: pytest.FixtureRequest) -> Iterator[IreeEngine]:
-    """The engine as it serves, and with every request in tiles, which those of many candidates are not."""
-    target = compiled.manifest.target("cpu")
+@pytest.fixture(scope="module")
+def compiled(once: Once) -> Compile:
+    """A zoo model by name, compiled when it is first asked for. Read-only."""
+
+    def compiled(name: str) -> Compiled:
+        source = convert_once(next(m for m in ZOO if m.name == name), once)
+
+        def build(directory: Path) -> None:
+            shutil.copytree(source.bundle, directory / "bundle")
+            compile_bundle(directory / "bundle", ["cpu"], data_tiling=False, batch_tile=16)
+            jax.clear_caches()
+
+        bundle = once(f"batches-{name}", build) / "bundle"
+        return Compiled(source.model, source.path, bundle, files.read_manifest(bundle))
+
+    return compiled
+
+
+@pytest.fixture(scope="module", params=PROGRAMS, ids="-".join)
+def opened(request: pytest.FixtureRequest, compiled: Compile) -> Iterator[Opened]:
+    name, how = request.param
+    source = compiled(name)
+    target = source.manifest.target("cpu")
     assert target is not None
-    if request.param is not None and target.batch is None:
-        pytest.skip("it has no program for many requests")
-    engine = IreeEngine(compiled.bundle, compiled.manifest, target, streams=2, only=request.param)
-    yield engine
+    engine = IreeEngine(source.bundle, source.manifest, target, streams=2, only=ONLY[how])
+    yield Opened(source, engine)
     engine.close()
 
 
@@ -77,50 +97,78 @@ def _blocks(compiled: Compiled, sizes: Sequence[int], seed: int = 0) -> list[Fea
     return [host.run(compiled.model.request(n, seed=seed + i)) for i, n in enumerate(sizes)]
 
 
-def test_which_models_have_a_program(compiled: Compiled) -> None:
-    target = compiled.manifest.target("cpu")
+@pytest.mark.parametrize("name", WITH_PROGRAM + WITHOUT)
+def test_which_models_have_a_program(compiled: Compile, name: str) -> None:
+    source = compiled(name)
+    target = source.manifest.target("cpu")
     assert target is not None
-    module = compiled.bundle / "cpu" / "iree" / "batch.vmfb"
-    assert (target.batch is not None) == module.exists() == (compiled.model.name in WITH_PROGRAM)
+    module = source.bundle / "cpu" / "iree" / "batch.vmfb"
+    assert (target.batch is not None) == module.exists() == (name in WITH_PROGRAM)
     if target.batch is not None:
         assert (target.batch.function, target.batch.rows) == ("candidate_tiles", 16)
-        assert str(module.relative_to(compiled.bundle)) in target.modules
-        assert files.verify(compiled.bundle).files.keys() >= set(target.modules)
+        assert str(module.relative_to(source.bundle)) in target.modules
+        assert files.verify(source.bundle).files.keys() >= set(target.modules)
     mixed = any("all candidates of a request at once" in note for note in target.notes)
-    assert mixed == (not compiled.model.row_wise)
+    assert mixed == (not source.model.row_wise) == (name == MIXED)
 
 
-@pytest.mark.parametrize("sizes", [(1,), (1, 200), (16, 17, 15, 32, 1), (200, 3, 77, 120, 1, 64, 8)], ids=str)
-def test_scores_are_tensorflows(compiled: Compiled, loaded: Model, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("name", "how"), PROGRAMS)
+def test_scores_are_tensorflows(compiled: Compile, name: str, how: str) -> None:
     """The tolerance is the model's: absolute up to 1, relative beyond."""
-    requests = [compiled.model.request(n, seed=7000 + 10 * n + i) for i, n in enumerate(sizes)]
-    for features, found in zip(requests, loaded.predict_batch(requests), strict=True):
-        expected = compiled.model.reference(compiled.path, features)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
-            error = np.abs(found[name].astype(np.float64) - value) / np.maximum(np.abs(value), 1.0)
-            assert error.max() <= compiled.model.tolerance, name
+    source = compiled(name)
+    model = Model.load(source.bundle, streams=2, only=ONLY[how])
+    for sizes in ((1,), (1, 200), (16, 17, 15, 32, 1), (200, 3, 77, 120, 1, 64, 8)):
+        requests = [source.model.request(n, seed=7000 + 10 * n + i) for i, n in enumerate(sizes)]
+        for features, found in zip(requests, model.predict_batch(requests), strict=True):
+            expected = source.model.reference(source.path, features)
+            assert found.keys() == expected.keys()
+            for output, value in expected.items():
+                assert (found[output].shape, found[output].dtype) == (value.shape, value.dtype), output
+                error = np.abs(found[output].astype(np.float64) - value) / np.maximum(np.abs(value), 1.0)
+                assert error.max() <= source.model.tolerance, f"{output} of {sizes}"
+    model.close()
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 23, MAX_REQUESTS])
-def test_scores_are_those_of_single_requests(compiled: Compiled, engine: IreeEngine, count: int) -> None:
+# Requests of the model that mixes candidates run one by one: a few are enough.
+COUNTS = {True: (1, 2, 5, 23, MAX_REQUESTS), False: (1, 2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("opened", "count"),
+    [(program, count) for program in PROGRAMS for count in COUNTS[program[0] != MIXED]],
+    indirect=["opened"],
+)
+def test_scores_are_those_of_single_requests(opened: Opened, count: int) -> None:
     """1e-6 of the value: float32 sums in another order."""
-    if not compiled.model.row_wise and count > 5:
-        pytest.skip("its requests run one by one")
+    engine = opened.engine
     rng = np.random.default_rng(count)
     sizes = rng.integers(1, rng.choice([33, 201], count)).tolist()
-    requests = _blocks(compiled, sizes, seed=count)
+    requests = _blocks(opened.source, sizes, seed=count)
     for blocks, found in zip(requests, engine.run_batch(requests), strict=True):
         for value, expected in zip(found, engine.run(blocks), strict=True):
             assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
             np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_requests_without_candidates(compiled: Compiled, engine: IreeEngine) -> None:
-    if not compiled.model.row_wise:
-        pytest.skip("it normalizes over candidates")
-    some = _blocks(compiled, [3, 5, 2])
+def test_some_states_are_known(opened: Opened) -> None:
+    """What shares a call with others may come with its state or without."""
+    engine = opened.engine
+    requests = _blocks(opened.source, [5, 30, 1, 17])
+    for known in ((0, 2), (0, 1, 2, 3)):
+        mixed = [
+            dataclasses.replace(blocks, state=engine.prepare(blocks.request)) if i in known else blocks
+            for i, blocks in enumerate(requests)
+        ]
+        for found, expected in zip(engine.run_batch(mixed), engine.run_batch(requests), strict=True):
+            for value, wanted in zip(found, expected, strict=True):
+                np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("opened", ROW_WISE, indirect=True)
+def test_requests_without_candidates(opened: Opened) -> None:
+    """The model that normalizes over candidates has no program for none: `Model` answers for it."""
+    engine = opened.engine
+    some = _blocks(opened.source, [3, 5, 2])
     none = FeatureBlocks(some[1].request, some[1].candidate[:0], {})
     first, empty, last = engine.run_batch([some[0], none, some[2]])
     assert {len(value) for value in empty} == {0}
@@ -129,11 +177,12 @@ def test_requests_without_candidates(compiled: Compiled, engine: IreeEngine) -> 
             np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_outputs_are_the_callers_own(compiled: Compiled, engine: IreeEngine) -> None:
-    requests = _blocks(compiled, [20, 3, 40])
+def test_outputs_are_the_callers_own(opened: Opened) -> None:
+    engine = opened.engine
+    requests = _blocks(opened.source, [20, 3, 40])
     found = engine.run_batch(requests)
     copies = [[value.copy() for value in each] for each in found]
-    engine.run_batch(_blocks(compiled, [9, 30, 2], seed=50))
+    engine.run_batch(_blocks(opened.source, [9, 30, 2], seed=50))
     found[0][0].fill(7)
     for value, copy in zip(found[1] + found[2], copies[1] + copies[2], strict=True):
         np.testing.assert_array_equal(value, copy)
@@ -143,22 +192,20 @@ def test_outputs_are_the_callers_own(compiled: Compiled, engine: IreeEngine) -> 
 
 
 @pytest.mark.parametrize("count", [0, MAX_REQUESTS + 1])
-def test_batches_that_are_refused(compiled: Compiled, engine: IreeEngine, count: int) -> None:
-    if compiled.model.name != "fm":
-        pytest.skip("one model is enough")
+@pytest.mark.parametrize("opened", [p for p in PROGRAMS if p[0] == ONE_MODEL], indirect=True)
+def test_batches_that_are_refused(opened: Opened, count: int) -> None:
     with pytest.raises(ValueError, match=f"1 to 64 requests, this one has {count}"):
-        engine.run_batch(_blocks(compiled, [1]) * count)
+        opened.engine.run_batch(_blocks(opened.source, [1]) * count)
 
 
-def test_the_command_line(compiled: Compiled) -> None:
+def test_the_command_line(compiled: Compile) -> None:
     """Without --batch-tile a bundle has no program, and its requests run one by one."""
-    if compiled.model.name != "fm":
-        pytest.skip("one model is enough")
-    inspected = CliRunner().invoke(app, ["inspect", str(compiled.bundle)], env={"COLUMNS": "400"})
+    source = compiled(ONE_MODEL)
+    inspected = CliRunner().invoke(app, ["inspect", str(source.bundle)])
     assert "many requests in tiles of 16" in inspected.output
-    copy = compiled.bundle.with_name("copy")
+    copy = source.bundle.with_name("copy")
     for options, rows in (([], None), (["--batch-tile", "8"], 8)):
-        with files.staging(copy, start_from=compiled.bundle):
+        with files.staging(copy, start_from=source.bundle):
             pass
         result = CliRunner().invoke(app, ["compile", str(copy), "--data-tiling", "off", *options])
         assert result.exit_code == 0, result.output
@@ -167,7 +214,7 @@ def test_the_command_line(compiled: Compiled) -> None:
         assert (target.batch.rows if target.batch else None) == rows
         assert (copy / "cpu" / "iree" / "batch.vmfb").exists() == (rows is not None)
         model = Model.load(copy)
-        requests = [compiled.model.request(n, seed=n) for n in (9, 30)]
+        requests = [source.model.request(n, seed=n) for n in (9, 30)]
         for found, features in zip(model.predict_batch(requests), requests, strict=True):
             for name, value in model.predict(features).items():
                 np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6)

@@ -13,6 +13,7 @@ from keras import layers
 from converters.convert import convert
 from mlir_pipeline.compile import compile_bundle
 from serving.model import Model
+from tests.shared import Once
 from tests.zoo import references
 from tests.zoo.saving import INT, Tensors, save_module, spec
 
@@ -46,21 +47,26 @@ class LongHistory(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    keras.utils.set_random_seed(5)
-    specs = {"history": spec(INT, 1, STEPS), "item_id": spec(INT, None)}
-    return save_module(LongHistory(), specs, tmp_path_factory.mktemp("history"), seed=5)
+def saved(once: Once) -> Path:
+    """The SavedModel, with its compiled bundle beside it."""
+
+    def build(directory: Path) -> None:
+        keras.utils.set_random_seed(5)
+        specs = {"history": spec(INT, 1, STEPS), "item_id": spec(INT, None)}
+        saved = save_module(LongHistory(), specs, directory, seed=5)
+        assert saved == directory / "saved_model"
+        convert(saved, directory / "bundle")
+        compile_bundle(directory / "bundle", ["cpu"], data_tiling=False, batch_tile=16)
+        jax.clear_caches()
+
+    return once("long_history", build) / "saved_model"
 
 
 @pytest.fixture(scope="module")
 def model(saved: Path) -> Iterator[Model]:
-    bundle = saved.parent / "bundle"
-    convert(saved, bundle)
-    compile_bundle(bundle, ["cpu"], data_tiling=False, batch_tile=16)
-    model = Model.load(bundle, streams=2)
+    model = Model.load(saved.parent / "bundle", streams=2)
     yield model
     model.close()
-    jax.clear_caches()
 
 
 def _request(length: int, candidates: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,188 @@
+"""`python -m bench host`: the host half of a 100-feature request natively, on NumPy and in TensorFlow, and
+what a request costs the allocator (`bench/host_workload.py` says what the request is)."""
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import numpy as np
+
+from bench import host_workload
+from bench.allocations import counter
+from bench.allocations.measure import beside_glibc
+from bench.allocations.subject import Report, report
+from bench.results import Figure, NotMeasured, write_results
+from bench.timing import Timing, interleaved
+from serving.allocator import find_jemalloc
+from serving.host import HostProgramRunner
+
+_REQUESTS = 16
+"""Different requests, in turn: one alone would have all of its rows in the caches."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`rounds` are turns of each path, `warm` the requests before those whose faults are `counted`, and
+    `largest` the rows of the largest table."""
+
+    candidates: int = 500
+    rounds: int = 30
+    warm: int = 3000
+    counted: int = 2000
+    largest: int = host_workload.LARGEST
+
+
+FULL = Sizes()
+QUICK = Sizes(rounds=2, warm=40, counted=20, largest=2000)
+
+
+def measure(sizes: Sizes, *, beside: bool = True) -> tuple[list[Figure], list[NotMeasured]]:
+    """All figures of the suite; without `beside` under the allocator that the server takes alone."""
+    with TemporaryDirectory() as work:
+        host_workload.write_bundle(Path(work), sizes.largest)
+        figures = _times(Path(work), sizes)
+        costs, not_measured = _costs(Path(work), sizes, beside)
+    return [*figures, *costs], not_measured
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench host", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("bench/results/host.json"))
+    for name, what in (
+        ("candidates", "of a request"),
+        ("rounds", "turns of each path"),
+        ("warm", "requests before faults are counted"),
+        ("counted", "requests whose faults are counted"),
+        ("largest", "rows of the largest table"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(FULL, name), help=what)
+    parser.add_argument("--quick", action="store_true", help="small tables, few requests: does it still run?")
+    parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    sizes = Sizes(options.candidates, options.rounds, options.warm, options.counted, options.largest)
+    if options.subject:
+        _answer(options.subject, sizes)
+        return
+    sizes = QUICK if options.quick else sizes
+    figures, not_measured = measure(sizes)
+    write_results(
+        options.output, "host", " ".join(["python -m bench host", *arguments]), figures, not_measured
+    )
+    for figure in figures:
+        print(f"{figure.name:45} {figure.value:12.4g} {figure.unit}")
+
+
+def _times(bundle: Path, sizes: Sizes) -> list[Figure]:
+    candidates, manifest = sizes.candidates, host_workload.manifest(sizes.largest)
+    native = HostProgramRunner(bundle, manifest)
+    assert not native.not_native, native.not_native
+    numpy = HostProgramRunner(bundle, manifest, native=False)
+    tensorflow = host_workload.tensorflow_graph(bundle, sizes.largest)
+    requests = [host_workload.request(candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
+    _check(native, numpy, tensorflow, requests[0])
+    turn = {name: itertools.cycle(requests) for name in ("native", "numpy", "tensorflow")}
+    found = interleaved(
+        {
+            "native": lambda: native.run(next(turn["native"])),
+            "numpy": lambda: numpy.run(next(turn["numpy"])),
+            "tensorflow": lambda: tensorflow(next(turn["tensorflow"])),
+        },
+        rounds=sizes.rounds,
+        per_round=5,
+        warm=2,
+    )
+    figures = [_figure(f"{name}_ms_100x{candidates}", t, "ms") for name, t in found.items()]
+    best = found["native"].median
+    return [
+        Figure(name=f"host_program_ms_100x{candidates}", value=best, unit="ms", runs=found["native"].runs),
+        *figures,
+        Figure(name="speedup_vs_numpy", value=found["numpy"].median / best, unit="x"),
+        Figure(name="speedup_vs_tf", value=found["tensorflow"].median / best, unit="x"),
+    ]
+
+
+def _figure(name: str, timing: Timing, unit: str) -> Figure:
+    return Figure(name=name, value=timing.median, unit=unit, lo=timing.lo, hi=timing.hi, runs=timing.runs)
+
+
+def _check(native: HostProgramRunner, numpy: HostProgramRunner, tensorflow, request) -> None:
+    """All three give the same blocks: means may round differently."""
+    found, expected = native.run(request), numpy.run(request)
+    for ours, theirs, tf in zip(
+        (found.request, found.candidate),
+        (expected.request, expected.candidate),
+        tensorflow(request),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, tf.numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Cost(msgspec.Struct):
+    """What one process counted for the native executor."""
+
+    before: Report
+    after: Report
+    shared_runs: int
+
+
+def _answer(bundle: Path, sizes: Sizes) -> None:
+    """The process under test: runs requests, and says what it counted before and after the last of them."""
+    native = HostProgramRunner(bundle, host_workload.manifest(sizes.largest))
+    drawn = [host_workload.request(sizes.candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
+    requests = itertools.cycle(drawn)
+    for request in itertools.islice(requests, sizes.warm):
+        native.run(request)
+    before = report()
+    for request in itertools.islice(requests, sizes.counted):
+        native.run(request)
+    after = report()
+    sys.stdout.buffer.write(msgspec.json.encode(Cost(before, after, native.shared_runs)))
+
+
+def _costs(bundle: Path, sizes: Sizes, beside: bool) -> tuple[list[Figure], list[NotMeasured]]:
+    jemalloc = find_jemalloc()
+    if jemalloc is None:
+        return [], [NotMeasured(name="page_faults_per_1000_requests", why="no libjemalloc was found")]
+    figures = []
+    with TemporaryDirectory() as work:
+        library = counter.build(Path(work))
+        allocators = beside_glibc(jemalloc)
+        for allocator in allocators if beside else [a for a in allocators if a.name == "jemalloc"]:
+            preload = ":".join(str(x) for x in (library, allocator.library) if x)
+            command = [sys.executable, "-m", "bench", "host", "--subject", str(bundle)]
+            for name in ("candidates", "warm", "counted", "largest"):
+                command += [f"--{name}", str(getattr(sizes, name))]
+            environment = {**os.environ, "LD_PRELOAD": preload, "MALLOC_CONF": allocator.options}
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+            cost = msgspec.json.decode(done.stdout, type=Cost)
+            allocations = cost.after.counted_allocations - cost.before.counted_allocations
+            faults = cost.after.memory.minor_faults - cost.before.memory.minor_faults
+            figures += [
+                Figure(
+                    name=f"{allocator.name}_allocations_per_request",
+                    value=allocations / sizes.counted,
+                    unit="allocations/request",
+                ),
+                Figure(
+                    name=f"{allocator.name}_page_faults_per_1000_requests",
+                    value=1000 * faults / sizes.counted,
+                    unit="faults/1000 requests",
+                ),
+            ]
+    by_name = {f.name: f.value for f in figures}
+    served = [
+        Figure(name=name, value=by_name[f"jemalloc_{name}"], unit=unit)
+        for name, unit in (
+            ("allocations_per_request", "allocations/request"),
+            ("page_faults_per_1000_requests", "faults/1000 requests"),
+        )
+    ]
+    return [*served, *figures], []

@@ -1,0 +1,157 @@
+"""What the suite `serve` says: figures, a table and a plot."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+from rich.table import Table
+
+from bench.results import Figure, NotMeasured
+from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, Found, Measured, Overload
+from bench.serve_search import Point, Search
+
+_COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", PLAIN: "#d62728", DEGRADED: "#2ca02c"}
+
+
+def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
+    """The suite's figures, then those of each model; a figure that this run does not have is listed."""
+    made: list[Figure] = []
+    missing = list(found.missing)
+    if ratios := [r for m in found.models if (r := _ratio(m)) is not None]:
+        note = (
+            f"requests/s with p99 within {found.slo_ms:g} ms, ours over TensorFlow's; geometric mean of "
+            f"{len(ratios)} models, the least is {min(ratios):.2f}"
+        )
+        made.append(Figure(name="throughput_at_slo_vs_tf", value=_mean(ratios), unit="ratio", note=note))
+    else:
+        missing.append(NotMeasured(name="throughput_at_slo_vs_tf", why="no rate kept the promise on both"))
+    if found.overhead is not None:
+        o = found.overhead
+        note = (
+            f"CPU time outside of the host and the dense program, {o.model}, "
+            f"{o.request_bytes / 1024:.0f} KiB; these two take {o.host_us:.0f} and {o.dense_us:.0f} us"
+        )
+        made.append(
+            Figure(
+                name="overhead_us_per_request",
+                value=median(o.rounds),
+                unit="us",
+                lo=min(o.rounds),
+                hi=max(o.rounds),
+                runs=len(o.rounds),
+                note=note,
+            )  # fmt: skip
+        )
+    else:
+        missing.append(NotMeasured(name="overhead_us_per_request", why="that part did not run"))
+    if found.overload is not None and found.overload.points:
+        made += _of_overload(found.overload, found.slo_ms)
+    else:
+        missing.append(NotMeasured(name="goodput_at_2x", why="that part did not run"))
+    return [*made, *(f for m in found.models for f in _of_model(m))], missing
+
+
+def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
+    plain = overload.points[PLAIN]
+    peak = max(p.sample.goodput(slo_ms) for p in plain)
+    for kind, short in ((PLAIN, "plain"), (DEGRADED, "degraded")):
+        name = "goodput_at_2x" if kind == PLAIN else "goodput_at_2x_degraded"
+        for point in overload.points.get(kind, ()):
+            multiple = point.rate / overload.saturation
+            goodput = point.sample.goodput(slo_ms)
+            if math.isclose(multiple, 2.0):
+                note = f"{overload.model}: answers within {slo_ms:g} ms at twice saturation, {kind}, over "
+                note += f"the peak without, {peak:.0f} requests/s"
+                yield Figure(name=name, value=goodput / peak, unit="ratio", note=note)
+            yield Figure(
+                name=f"{overload.model}/goodput/{short}/{multiple:g}", value=goodput, unit="1/s",
+                note=_statuses(point),
+            )  # fmt: skip
+
+
+def _of_model(m: Measured) -> Iterable[Figure]:
+    yield Figure(name=f"{m.name}/max_abs_error", value=m.error, unit="score")
+    for name, rate in m.closed.items():
+        yield Figure(name=f"{m.name}/closed_loop/{name}", value=rate, unit="1/s")
+    for name, search in m.searches.items():
+        if not search.points:
+            continue
+        note = str(m.setting) if name == TENSORFLOW else ""
+        yield Figure(
+            name=f"{m.name}/throughput/{name}", value=search.throughput, unit="1/s", lo=search.low,
+            hi=search.high, runs=len(search.points), note=note,
+        )  # fmt: skip
+        for point in sorted(search.points, key=lambda p: p.rate):
+            p99 = point.sample.percentile(0.99)
+            if math.isfinite(p99):
+                note = _statuses(point)
+                yield Figure(
+                    name=f"{m.name}/p99/{name}/{point.rate:.1f}", value=p99, unit="ms",
+                    lo=point.sample.percentile(0.5), note=f"lo is the median; {note}",
+                )  # fmt: skip
+
+
+def _statuses(point: Point) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(point.sample.statuses.items()))
+
+
+def _ratio(m: Measured) -> float | None:
+    rates = [m.searches[name].throughput for name in (OURS, TENSORFLOW) if name in m.searches]
+    return rates[0] / rates[1] if len(rates) == 2 and all(rates) else None
+
+
+def _mean(ratios: Iterable[float]) -> float:
+    logs = [math.log(r) for r in ratios]
+    return math.exp(sum(logs) / len(logs))
+
+
+def table(found: Found) -> Table:
+    """Throughput of each model on both servers."""
+    made = Table(title=f"requests/s with p99 within {found.slo_ms:g} ms")
+    for column in ("model", OURS, TENSORFLOW, "ratio", "TensorFlow's threads"):
+        made.add_column(column, justify="left" if column == "model" else "right")
+    for m in found.models:
+        rates = [f"{m.searches[n].throughput:.0f}" if n in m.searches else "-" for n in (OURS, TENSORFLOW)]
+        ratio = _ratio(m)
+        made.add_row(m.name, *rates, "-" if ratio is None else f"{ratio:.2f}", str(m.setting))
+    return made
+
+
+def plot(found: Found, path: Path) -> None:
+    """Latency against load for each model, and goodput beyond saturation."""
+    from matplotlib.figure import Figure as Canvas
+
+    panels = len(found.models) + (found.overload is not None)
+    if not panels:
+        return
+    canvas = Canvas(figsize=(4.6 * panels, 3.8), layout="constrained")
+    axes = canvas.subplots(1, panels, squeeze=False)[0]
+    for axis, m in zip(axes, found.models, strict=False):
+        for name, search in m.searches.items():
+            _latencies(axis, name, search)
+        axis.axhline(found.slo_ms, color="#777777", linewidth=0.8, linestyle="--")
+        axis.set(title=m.name, xlabel="requests/s sent", ylabel="ms since the intended time", yscale="log")
+    if found.overload is not None:
+        axis = axes[-1]
+        for kind, points in found.overload.points.items():
+            sent = [p.rate / found.overload.saturation for p in points]
+            goodput = [p.sample.goodput(found.slo_ms) for p in points]
+            axis.plot(sent, goodput, marker="o", markersize=3.5, color=_COLORS[kind], label=kind)
+        title = f"{found.overload.model}: answers/s within {found.slo_ms:g} ms"
+        axis.set(title=title, xlabel="requests sent, multiples of saturation", ylim=(0, None))
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=110)
+
+
+def _latencies(axis, name: str, search: Search) -> None:  # noqa: ANN001
+    """Median dashed, 99th percentile solid; rates at which it is infinite are left out."""
+    points = sorted(search.points, key=lambda p: p.rate)
+    for share, style, label in ((0.99, "-", f"{name}, p99"), (0.5, ":", f"{name}, median")):
+        shown = [p for p in points if math.isfinite(p.sample.percentile(share))]
+        values = [p.sample.percentile(share) for p in shown]
+        rates = [p.rate for p in shown]
+        axis.plot(rates, values, style, marker="o", markersize=3.5, color=_COLORS[name], label=label)

@@ -1,0 +1,347 @@
+"""Pooled lookups beside the memory's roofline, TensorFlow, NumPy and torch, and what a request's sparse half
+takes in all: `python -m bench sparse`. `python -m bench host` and `updates` have more of the latter.
+
+Every pair runs in turns in one process, on the same rows in huge pages. The roofline is the plainest C++ loop
+that fetches ahead, on one thread, as our lookups then are; beside the other libraries, which take all cores,
+ours have a pool of all cores, too.
+"""
+
+import argparse
+import ctypes
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Page
+
+from bench import host_program, updates
+from bench.draws import BAG, Bags, draw
+from bench.results import Figure, NotMeasured, write_results
+from bench.timing import Timing, interleaved
+from serving.tables import Lookup, Table, TableWriter, WorkerPool, open_table
+
+RESULTS = Path("bench/results/sparse.json")
+SOURCE = Path(__file__).with_name("sparse_roofline.cc")
+DIMS = (8, 16, 64, 128)
+SETS = 8
+"""Draws of ids that calls take in turns, so that no call finds the rows of the one before in a cache."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    table_bytes: int
+    ids: int
+    rounds: int
+    growth: tuple[int, ...]
+    host: host_program.Sizes
+    updates: updates.Sizes
+
+
+FULL = Sizes(
+    table_bytes=1 << 30,
+    ids=100_000,
+    rounds=25,
+    growth=(10**5, 10**6, 10**7, 10**8),
+    host=host_program.FULL,
+    updates=updates.FULL,
+)
+QUICK = Sizes(
+    table_bytes=8 << 20,
+    ids=20_000,
+    rounds=3,
+    growth=(10**4, 10**5),
+    host=host_program.QUICK,
+    updates=updates.QUICK,
+)
+OF_HOST = ("host_program_ms_100x500", "allocations_per_request", "page_faults_per_1000_requests")
+"""What the suite takes of `python -m bench host`."""
+
+
+@contextmanager
+def made(directory: Path, rows: int, dim: int) -> Iterator[Table]:
+    """A float32 table in huge pages; its file is gone once it is open."""
+    path = directory / "bench.table"
+    some = np.random.default_rng(0).normal(size=(min(rows, 1 << 16), dim)).astype(np.float32)
+    with TableWriter(path, dim) as writer:
+        for start in range(0, rows, len(some)):
+            writer.append(some[: min(len(some), rows - start)])
+    table = open_table(path, huge_pages=True, trusted=True)
+    path.unlink()
+    yield table
+
+
+def roofline(directory: Path) -> Callable[[Table, Bags, np.ndarray], None]:
+    """Builds and loads sparse_roofline.cc. Raises `FileNotFoundError` without a C++ compiler."""
+    library = directory / "roofline.so"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-shared"]
+    subprocess.run([*compiler, *flags, str(SOURCE), "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).roofline
+    function.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        *[ctypes.c_void_p] * 2,
+        ctypes.c_size_t,
+        ctypes.c_void_p,
+    ]
+
+    def run(table: Table, bags: Bags, out: np.ndarray) -> None:
+        where = table.array.ctypes.data, table.dim, bags.ids.ctypes.data, bags.offsets.ctypes.data
+        if function(*where, len(bags.offsets) - 1, out.ctypes.data):
+            raise ValueError(f"the roofline has no loop for rows of {table.dim}")
+
+    return run
+
+
+class Turns:
+    """Sets of ids in turns, and outputs to write to."""
+
+    def __init__(self, sets: Sequence[Bags], dim: int):
+        self._sets, self._at = sets, 0
+        self.out = np.empty((len(sets[0].offsets) - 1, dim), np.float32)
+
+    def now(self) -> Bags:
+        return self._sets[self._at % len(self._sets)]
+
+    def advance(self) -> None:
+        self._at += 1
+
+
+def fractions(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
+    """Our lookups on one thread as a share of the roofline."""
+    plain, rng, figures = roofline(directory), np.random.default_rng(1), []
+    for dim in DIMS:
+        rows = sizes.table_bytes // (4 * dim)
+        with made(directory, rows, dim) as table:
+            for name in ("uniform", "zipf"):
+                turns = Turns([draw(rng, rows, sizes.ids, name == "zipf") for _ in range(SETS)], dim)
+
+                def ours(turns: Turns = turns, table: Table = table) -> None:
+                    bags = turns.now()
+                    table.pool(bags.ids, bags.offsets, None, "sum", None, turns.out)
+                    turns.advance()
+
+                def theirs(turns: Turns = turns, table: Table = table) -> None:
+                    plain(table, turns.now(), turns.out)
+                    turns.advance()
+
+                times = interleaved(
+                    {"ours": ours, "roofline": theirs}, rounds=sizes.rounds, per_round=2, pause_s=0
+                )
+                share = times["roofline"].median / times["ours"].median
+                note = f"{rows:,} rows of {dim}: {per_row(times['ours'], sizes):.1f} ns a row, "
+                note += f"roofline {per_row(times['roofline'], sizes):.1f}"
+                console.print(f"{name} {dim}: {share:.2f} of the roofline; {note}")
+                figures.append(
+                    Figure(
+                        name=f"roofline_fraction_{name}_{dim}",
+                        value=round(share, 3),
+                        unit="ratio",
+                        runs=times["ours"].runs,
+                        note=note,
+                    )
+                )
+    lowest = min(f.value for f in figures)
+    return [Figure(name="roofline_fraction_min", value=lowest, unit="ratio", note="of all below"), *figures]
+
+
+def per_row(timing: Timing, sizes: Sizes) -> float:
+    """Nanoseconds."""
+    return timing.median * 1e6 / sizes.ids
+
+
+def peers(directory: Path, sizes: Sizes, console: Console) -> tuple[list[Figure], list[NotMeasured]]:
+    """Mean pools beside the ways of other libraries to do them."""
+    dim, rng, figures, missing = 64, np.random.default_rng(2), [], []
+    rows = sizes.table_bytes // (4 * dim)
+    with made(directory, rows, dim) as table:
+        turns = Turns([draw(rng, rows, sizes.ids, True) for _ in range(SETS)], dim)
+        pool, weights = WorkerPool(), table.array
+
+        def ours() -> None:
+            bags = turns.now()
+            pool.run([Lookup(table, bags.ids, turns.out, bags.offsets, combiner="mean")])
+
+        calls: dict[str, Callable[[], Any]] = {"ours": ours}
+        calls.update(_numpy(weights, turns))
+        for name, make in (("tf", _tensorflow), ("torch", _torch)):
+            try:
+                calls.update(make(weights, turns))
+            except ImportError as error:
+                missing.append(NotMeasured(name=f"speedup_vs_{name}_lookup", why=f"{error}; pip install it"))
+        _agree(calls, turns)
+        times = interleaved(calls, rounds=sizes.rounds, advance=turns.advance)
+    for name, timing in times.items():
+        if name == "ours":
+            continue
+        ratio = timing.median / times["ours"].median
+        note = f"mean of {BAG} rows of {dim} on average, zipf, {rows:,} rows: {timing.median:.2f} ms, "
+        note += f"ours {times['ours'].median:.2f}"
+        console.print(f"{name}: {ratio:.1f} times; {note}")
+        figures.append(
+            Figure(
+                name=f"speedup_vs_{name}", value=round(ratio, 2), unit="ratio", runs=timing.runs, note=note
+            )
+        )
+    return figures, missing
+
+
+def _numpy(weights: np.ndarray, turns: Turns) -> dict[str, Callable[[], Any]]:
+    def take() -> np.ndarray:
+        bags = turns.now()
+        counts = np.diff(bags.offsets)
+        full = np.flatnonzero(counts)
+        out = np.zeros((len(counts), weights.shape[1]), np.float32)
+        out[full] = np.add.reduceat(np.take(weights, bags.ids, axis=0), bags.offsets[:-1][full], axis=0)
+        out /= np.maximum(counts, 1)[:, None].astype(np.float32)
+        return out
+
+    return {"numpy_take": take}
+
+
+def _tensorflow(weights: np.ndarray, turns: Turns) -> dict[str, Callable[[], Any]]:
+    import tensorflow as tf
+
+    variable = tf.Variable(tf.constant(weights))
+
+    def sparse() -> tf.SparseTensor:
+        bags = turns.now()
+        rows = np.repeat(np.arange(len(bags.offsets) - 1), np.diff(bags.offsets))
+        columns = np.arange(len(bags.ids)) - bags.offsets[rows]
+        return tf.SparseTensor(np.stack([rows, columns], 1), bags.ids, [len(bags.offsets) - 1, len(bags.ids)])
+
+    # What a client's tensors cost is not what is measured.
+    made_before: dict[int, Any] = {}
+    for _ in turns._sets:
+        made_before[id(turns.now())] = sparse()
+        turns.advance()
+
+    @tf.function
+    def lookup(ids: tf.SparseTensor) -> tf.Tensor:
+        return tf.nn.embedding_lookup_sparse(variable, ids, None, combiner="mean")
+
+    @tf.function
+    def safe(ids: tf.SparseTensor) -> tf.Tensor:
+        return tf.nn.safe_embedding_lookup_sparse(variable, ids, combiner="mean")
+
+    return {
+        "tf_lookup": lambda: lookup(made_before[id(turns.now())]),
+        "tf_safe_lookup": lambda: safe(made_before[id(turns.now())]),
+    }
+
+
+def _torch(weights: np.ndarray, turns: Turns) -> dict[str, Callable[[], Any]]:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    table = torch.from_numpy(weights)
+
+    def bag() -> object:
+        bags = turns.now()
+        ids, offsets = torch.from_numpy(bags.ids), torch.from_numpy(bags.offsets[:-1])
+        with torch.inference_mode():
+            return torch.nn.functional.embedding_bag(ids, table, offsets, mode="mean")
+
+    return {"torch_embedding_bag": bag}
+
+
+def _agree(calls: dict[str, Callable[[], Any]], turns: Turns) -> None:
+    """Raises `AssertionError` where two of them compute something else."""
+    calls["ours"]()
+    for name, call in calls.items():
+        if name != "ours":
+            found = np.asarray(call())
+            np.testing.assert_allclose(found, turns.out[: len(found)], atol=1e-5, err_msg=name)
+
+
+def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
+    """Nanoseconds of a row as the table grows: 32 bytes, uniform, on one thread."""
+    figures, rng, dim = [], np.random.default_rng(3), 8
+    for rows in sizes.growth:
+        with made(directory, rows, dim) as table:
+            turns = Turns([draw(rng, rows, sizes.ids, False) for _ in range(SETS)], dim)
+
+            def ours(turns: Turns = turns, table: Table = table) -> None:
+                bags = turns.now()
+                table.pool(bags.ids, bags.offsets, None, "sum", None, turns.out)
+
+            found = interleaved({"ours": ours}, rounds=sizes.rounds, pause_s=0, advance=turns.advance)["ours"]
+        cost = per_row(found, sizes)
+        console.print(f"{rows:,} rows: {cost:.1f} ns a row")
+        figures.append(
+            Figure(
+                name=f"ns_per_row_{rows}_rows",
+                value=round(cost, 2),
+                unit="ns",
+                runs=found.runs,
+                note="dim 8, uniform",
+            )
+        )
+    return figures
+
+
+def plot(figures: Sequence[Figure], path: Path) -> None:
+    """Shares of the roofline, ratios to other libraries, and cost by size, as a PNG."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(12, 3.6), layout="constrained")
+    shares, ratios, sizes = canvas.subplots(1, 3)
+    for name in ("uniform", "zipf"):
+        found = [f for f in figures if f.name.startswith(f"roofline_fraction_{name}")]
+        shares.plot(
+            [f.name.rsplit("_", 1)[1] for f in found], [f.value for f in found], marker="o", label=name
+        )
+    shares.axhline(1, color="grey", linewidth=0.8)
+    shares.set(title="share of the roofline, one thread", xlabel="dim", ylim=(0, None))
+    shares.legend()
+    found = [f for f in figures if f.name.startswith("speedup_vs_")]
+    ratios.barh([f.name.removeprefix("speedup_vs_") for f in found], [f.value for f in found])
+    ratios.set(title="times our time", xscale="log")
+    found = [f for f in figures if f.name.startswith("ns_per_row_")]
+    sizes.plot([int(f.name.split("_")[3]) for f in found], [f.value for f in found], marker="o")
+    sizes.set(title="ns a row of 32 bytes", xscale="log", xlabel="rows", ylim=(0, None))
+    canvas.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench sparse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="small tables: does it still run?")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help="figures (%(default)s); the plot is beside it",
+    )
+    arguments = parser.parse_args(argv)
+    console, sizes = Console(stderr=True), QUICK if arguments.quick else FULL
+    with tempfile.TemporaryDirectory() as work:
+        figures = fractions(Path(work), sizes, console)
+        compared, missing = peers(Path(work), sizes, console)
+        figures += compared + growth(Path(work), sizes, console)
+        of_host, not_run = host_program.measure(sizes.host, beside=False)
+        figures += [f for f in of_host if f.name in OF_HOST]
+        figures.append(updates.kills(Path(work), sizes.updates, console))
+    command = "python -m bench sparse" + (" --quick" if arguments.quick else "")
+    write_results(arguments.out, "sparse", command, figures, [*missing, *not_run])
+    plot(figures, arguments.out.with_suffix(".png"))
+    page = Page("figure", "value", "unit", "note")
+    for f in figures:
+        page.add_row(f.name, f"{f.value:g}", f.unit, f.note)
+    console.print(page)
+
+
+if __name__ == "__main__":
+    main()

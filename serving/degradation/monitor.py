@@ -1,0 +1,193 @@
+"""Once a second: what the models' requests were given, and the level that follows from it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxrank.manifest import Manifest
+from serving.cores import usable_cores
+from serving.degradation.answer import DegradedModel, Lend
+from serving.degradation.config import (
+    DegradationConfig,
+    DegradationError,
+    ModelSteps,
+    Reductions,
+    reductions,
+)
+from serving.degradation.controller import Controller, Observed
+from serving.degradation.reductions import check_reductions, check_replacement
+from serving.degradation.tally import Quality, Tally
+from serving.errors import ModelNotFoundError, ModelUnavailableError
+from serving.model import Model
+from serving.scheduling import KeyLoad
+
+log = logging.getLogger("jaxrank")
+
+_PERIOD = 1.0
+_ABSENT = (ModelNotFoundError, ModelUnavailableError)
+
+Waits = Callable[[], tuple[int, float]]
+"""Requests that were given a worker thread since the start, and the seconds they waited for it in all."""
+
+
+class Degradation:
+    """The levels of all models of a config. Thread-safe."""
+
+    def __init__(self, config: DegradationConfig, lend: Lend, waits: Waits, period: float = _PERIOD):
+        """
+        Args:
+            lend: gives the served models.
+            waits: what the server's workers say of their queue.
+            period: seconds between looks.
+        """
+        self._lend, self._waits, self._period = lend, waits, period
+        self._governed = {name: _Governed(name, steps, lend) for name, steps in config.models.items()}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="degradation", daemon=True)
+        self._thread.start()
+
+    def of(self, name: str, model: Model) -> "Model | DegradedModel":
+        """What answers a request to a model of that name: the model itself, where the config does not name
+        it."""
+        governed = self._governed.get(name)
+        return model if governed is None else governed.now(model)
+
+    def check(self) -> None:
+        """Raises `DegradationError` for a step that does not fit a model that is served now. Versions that
+        come later are looked at by their requests."""
+        for governed in self._governed.values():
+            governed.check()
+
+    def qualities(self) -> dict[str, Quality]:
+        """Levels and counts of the config's models by name."""
+        return {name: g.quality() for name, g in self._governed.items()}
+
+    def close(self) -> None:
+        """Ends the looks; levels stay."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        machine = _Machine(self._waits)
+        while not self._stop.wait(self._period):
+            seen = machine.look()
+            for governed in self._governed.values():
+                governed.look(seen)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """What the process did since the last look."""
+
+    seconds: float
+    cpu: float
+    """Share of the usable cores."""
+    queue_s: float
+    """Mean wait for a worker."""
+
+
+class _Machine:
+    """The process as a whole."""
+
+    def __init__(self, waits: Waits):
+        self._waits, self._cores = waits, usable_cores()
+        self._last = self._totals()
+
+    def _totals(self) -> tuple[float, float, int, float]:
+        return time.monotonic(), time.process_time(), *self._waits()
+
+    def look(self) -> _Interval:
+        now = self._totals()
+        seconds, cpu, requests, waited = (a - b for a, b in zip(now, self._last, strict=True))
+        self._last = now
+        return _Interval(seconds, cpu / seconds / self._cores, waited / requests if requests else 0.0)
+
+
+class _Governed:
+    """One model of the config."""
+
+    def __init__(self, name: str, steps: ModelSteps, lend: Lend):
+        self._name, self._lend, self._fixed = name, lend, steps.fixed_level
+        self._reductions = reductions(steps)
+        self._controller = Controller(len(steps.steps), steps.queue_ms / 1e3)
+        self._level = steps.fixed_level or 0
+        self._tally = Tally(name)
+        self._last = (0, 0)
+        self._load: dict[str, KeyLoad] = {}
+
+    def now(self, model: Model) -> DegradedModel:
+        level = self._level
+        return DegradedModel(model, level, self._reductions[level], self._lend, self._tally)
+
+    def quality(self) -> Quality:
+        return self._tally.quality(self._level, self._controller.changes)
+
+    def check(self) -> None:
+        """Raises `DegradationError`."""
+        try:
+            with self._lend(self._name) as (model, _):
+                for level, wanted in enumerate(self._reductions):
+                    self._check_level(level, wanted, model.manifest)
+        except _ABSENT:
+            log.warning("the degradation config names the model %s, which is not served yet", self._name)
+
+    def _check_level(self, level: int, wanted: Reductions, manifest: Manifest) -> None:
+        try:
+            check_reductions(wanted, manifest)
+            for name in wanted.models:
+                with self._lend(name) as (other, _):
+                    check_replacement(other.manifest, manifest)
+        except (DegradationError, *_ABSENT) as error:
+            raise DegradationError(
+                f"the degradation config does not fit: models.{self._name}.steps[{level - 1}]: {error}"
+            ) from error
+
+    def look(self, interval: _Interval) -> None:
+        """Sets the level for the next second."""
+        seen = self._observed(interval)
+        if self._fixed is not None:
+            return
+        level = self._controller.update(seen)
+        if level != self._level:
+            log.info(
+                "model %s: degradation level %d to %d (%.0f requests/s, %d missed, %.0f ms queue, %d%% busy)",
+                self._name, self._level, level, seen.rate, seen.missed, seen.queue_s * 1e3,
+                100 * seen.utilisation,
+            )  # fmt: skip
+        self._level = level
+
+    def _observed(self, interval: _Interval) -> Observed:
+        totals = self._tally.totals()
+        answered, missed = (now - then for now, then in zip(totals, self._last, strict=True))
+        self._last = totals
+        load = self._streams()
+        own, busy, queue = interval.cpu, interval.cpu, interval.queue_s
+        if load is not None:
+            share = interval.seconds * load.streams
+            own = load.own_seconds / share
+            busy = max(busy, load.all_seconds / share)
+            queue += load.waited_seconds / load.started if load.started else 0.0
+        return Observed(
+            seconds=interval.seconds, answered=answered, missed=missed, queue_s=queue,
+            utilisation=min(busy, 1.0), own=min(own, busy, 1.0),
+        )  # fmt: skip
+
+    def _streams(self) -> KeyLoad | None:
+        """Since the last look, of the model and what answers in its place; None where an engine has no
+        streams of ours."""
+        whole: KeyLoad | None = None
+        for name in {self._name, *(name for r in self._reductions for name in r.models)}:
+            try:
+                with self._lend(name) as (model, _):
+                    load = model.stream_load()
+            except _ABSENT:
+                continue
+            if load is None:
+                continue
+            last = self._load.get(name)
+            self._load[name] = load
+            part = load if last is None else load.since(last)
+            whole = part if whole is None else whole.plus(part)
+        return whole

@@ -1,0 +1,19 @@
+"""Why a version does not come into service, beside what is wrong with its files."""
+
+from jaxrank.errors import JaxrankError
+
+
+class LifecycleError(JaxrankError):
+    """A version is not served."""
+
+
+class SelfCheckError(LifecycleError):
+    """The engine that would serve does not give the scores that the bundle recorded."""
+
+
+class WarmupError(LifecycleError):
+    """A warm-up request cannot be read or is not answered."""
+
+
+class MemoryLimitError(LifecycleError):
+    """The version does not fit into the server's memory limit beside what is loaded."""

@@ -1,0 +1,3 @@
+#define JAXRANK_ISA baseline
+#define JAXRANK_NAME "baseline"
+#include "kernels.inc"

@@ -1,0 +1,134 @@
+"""Functions from request bytes to response bytes as gRPC methods; here errors become statuses, nowhere else.
+
+Messages arrive as bytes and are parsed by the function, so that a damaged one gets a status of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from serving.errors import InvalidRequestError, ServingError, refusal
+from serving.lifecycle.trials import ROUTING_KEY
+from serving.monitoring.ended import Ended
+from serving.monitoring.timeline import MODEL_CALLS, TRACEPARENT, Timeline
+from serving.scheduling import PRIORITY, Urgency, priority_of
+from serving.workers import Workers
+
+M = TypeVar("M", bound=Message)
+
+Method = Callable[[bytes, Urgency], bytes]
+
+
+StreamMethod = Callable[[Iterator[bytes], Urgency], Iterator[bytes]]
+
+
+def handler(
+    service: str,
+    methods: Mapping[str, Method],
+    workers: Workers,
+    ended: Ended,
+    streams: Mapping[str, StreamMethod] | None = None,
+) -> grpc.GenericRpcHandler:
+    """A gRPC service of unary methods, and of `streams` in both directions, for
+    `grpc.Server.add_generic_rpc_handlers`. An answer counts as the workers' work until the client has it.
+    `ended` is told of every call."""
+    unary = {
+        name: grpc.unary_unary_rpc_method_handler(_answer(name, method, workers, ended))
+        for name, method in methods.items()
+    }
+    both = {
+        name: grpc.stream_stream_rpc_method_handler(_answers(method, workers, ended))
+        for name, method in (streams or {}).items()
+    }
+    return grpc.method_handlers_generic_handler(service, {**unary, **both})
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """The message in `data`. Raises `InvalidRequestError`."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the request is not a {kind.__name__}: {len(data)} bytes do not parse"
+        ) from error
+
+
+def _answer(
+    name: str, method: Method, workers: Workers, ended: Ended
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    api = name if name in MODEL_CALLS else ""
+
+    def run(data: bytes, context: grpc.ServicerContext) -> bytes:
+        timeline = Timeline("GRPC", api)
+        with _accounted(context, timeline, workers, ended):
+            urgency = _urgency(context, timeline, data)
+            urgency.check()
+            answer = method(data, urgency)
+            if urgency.afterwards:
+                context.add_callback(urgency.answered)
+            if urgency.remarks:
+                context.set_trailing_metadata(tuple(urgency.remarks.items()))
+            return answer
+
+    return run
+
+
+def _answers(
+    method: StreamMethod, workers: Workers, ended: Ended
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
+    def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        timeline = Timeline("GRPC", "")
+        with _accounted(context, timeline, workers, ended):
+            urgency = _urgency(context, timeline, b"")
+            urgency.check()
+            try:
+                yield from method(messages, urgency)
+            except grpc.RpcError:
+                return  # the client is gone, or its deadline has passed: gRPC ends its messages with this
+            if urgency.remarks:
+                context.set_trailing_metadata(tuple(urgency.remarks.items()))
+
+    return run
+
+
+@contextmanager
+def _accounted(
+    context: grpc.ServicerContext, timeline: Timeline, workers: Workers, ended: Ended
+) -> Iterator[None]:
+    """A call as the workers' work until the client has its answer; an exception is the call's status."""
+    workers.begin()
+    if not context.add_callback(workers.end):  # it is over already
+        workers.end()
+    try:
+        yield
+    except Exception as error:
+        told = refusal(error)
+        timeline.refused(told.code, told.reason)
+        abort(context, told)
+    finally:
+        ended(timeline)
+
+
+def _urgency(context: grpc.ServicerContext, timeline: Timeline, data: bytes) -> Urgency:
+    """Of a request of these bytes, which are its routing key where the client gives none."""
+    metadata = dict(context.invocation_metadata())
+    key = metadata.get(ROUTING_KEY)
+    timeline.traceparent = str(metadata.get(TRACEPARENT, ""))
+    urgency = Urgency.within(
+        context.time_remaining(),
+        priority_of(metadata.get(PRIORITY)),
+        lambda: not context.is_active(),
+        timeline,
+        data if key is None else key if isinstance(key, bytes) else key.encode(),
+    )
+    timeline.remarks = urgency.remarks
+    return urgency
+
+
+def abort(context: grpc.ServicerContext, told: ServingError) -> NoReturn:
+    """Ends the call with a refusal's status."""
+    context.abort(told.code, str(told))
+    raise AssertionError("abort raises")

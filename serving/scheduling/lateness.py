@@ -1,0 +1,21 @@
+"""How much later than estimated requests end."""
+
+# As TCP does for its round trips (RFC 6298): a mean, and a mean deviation that widens it.
+_NEWEST, _NEWEST_DEVIATION, _DEVIATIONS = 0.05, 0.1, 2.0
+
+
+class Lateness:
+    """Learned from the requests that ended. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._mean = self._deviation = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """A request ended so long after it was estimated to; negative for earlier."""
+        self._deviation += _NEWEST_DEVIATION * (abs(seconds - self._mean) - self._deviation)
+        self._mean += _NEWEST * (seconds - self._mean)
+
+    @property
+    def margin(self) -> float:
+        """Seconds to add to an estimate for most requests to end before it; not negative."""
+        return max(0.0, self._mean + _DEVIATIONS * self._deviation)

@@ -1,0 +1,65 @@
+"""The order of waiting jobs: by priority, then fair between keys, then by deadline.
+
+Fairness is start-time fair queueing (Goyal, Vin, Cheng, 1996) with equal weights: the key that was served the
+least stream time goes next, and one that was idle starts from where the others are: idleness earns nothing.
+"""
+
+import itertools
+from bisect import insort
+from collections.abc import Iterator
+
+from serving.scheduling.jobs import Job
+
+_Entry = tuple[int, float, int, Job]
+"""Negated priority, deadline, order of arrival, job: entries never compare jobs."""
+
+
+class Waiting:
+    """Jobs that have calls to give. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._entries: dict[object, list[_Entry]] = {}
+        self._served: dict[object, float] = {}
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._entries.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        """Each key's jobs, the most urgent first."""
+        return (entry[3] for entries in self._entries.values() for entry in entries)
+
+    def add(self, job: Job) -> None:
+        """Puts a job behind those that are as urgent."""
+        if job.key not in self._entries:
+            behind = min((self._served[key] for key in self._entries), default=0.0)
+            self._served[job.key] = max(self._served.get(job.key, 0.0), behind)
+            self._entries[job.key] = []
+        insort(
+            self._entries[job.key], (-job.urgency.priority, job.urgency.deadline, next(self._numbers), job)
+        )
+
+    def remove(self, job: Job) -> None:
+        """Takes a job out; nothing happens if it is not in."""
+        entries = self._entries.get(job.key, [])
+        entries[:] = [entry for entry in entries if entry[3] is not job]
+        if not entries:
+            self._entries.pop(job.key, None)
+
+    def of(self, key: object) -> Iterator[Job]:
+        """A key's jobs, the most urgent first."""
+        return (entry[3] for entry in self._entries.get(key, ()))
+
+    def in_order(self) -> Iterator[Job]:
+        """The first job of each key, in the order in which keys go."""
+        keys = sorted(self._entries, key=lambda k: (self._entries[k][0][0], self._served[k]))
+        return (self._entries[key][0][3] for key in keys)
+
+    def charge(self, key: object, seconds: float) -> None:
+        """Stream time that a key was served."""
+        self._served[key] = self._served.get(key, 0.0) + seconds
+
+    def forget(self, key: object) -> None:
+        """Drops what is known of a key whose engine closed."""
+        self._entries.pop(key, None)
+        self._served.pop(key, None)

@@ -1,0 +1,354 @@
+"""Threads for the streams of a device, and which call each of them runs next."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from serving.background import lower_priority
+from serving.errors import DeadlineError, OverloadedError
+from serving.monitoring.timeline import Moved
+from serving.scheduling.costs import Costs
+from serving.scheduling.jobs import Call, Job
+from serving.scheduling.lateness import Lateness
+from serving.scheduling.load import KeyLoad, StreamLoad
+from serving.scheduling.order import Waiting
+from serving.scheduling.urgency import BACKGROUND, LATE, Urgency
+
+_T = TypeVar("_T")
+
+MAX_SHARED_REQUESTS = 64
+"""Of one shared call."""
+
+_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
+# The core that a thread runs on; `PyDLL` keeps the GIL for a call of nanoseconds.
+_current_core = ctypes.PyDLL(None).sched_getcpu if _HAS_AFFINITY else None
+
+
+@dataclass(frozen=True)
+class SchedulingOptions:
+    """How requests wait for a device.
+
+    Attributes:
+        max_waiting: requests that may wait; more are refused. At a millisecond each, the default is as much
+            as a request's deadline.
+        max_delay: seconds that a request waits for others to share its call with. Those that wait for a
+            stream share calls whatever this is.
+        max_shared_rows: candidates, with padding, of a shared call. What sharing saves is the fixed cost of a
+            call, a small part of so many rows.
+    """
+
+    max_waiting: int = 256
+    max_delay: float = 0.0
+    max_shared_rows: int = 512
+
+
+@dataclass
+class _Counts:
+    """Jobs of one key that began, the seconds that they had waited, and those of their calls."""
+
+    started: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+
+
+class StreamScheduler:
+    """A thread for each stream of one device. All models on the device share them.
+
+    On a CPU the threads are pinned, one core for each stream, and a caller whose request goes first runs it
+    on its own thread, on the stream of the core that it is on when that one is free: waking another thread
+    takes longer than a small request, and a stream's packed weights and buffers lie in that core's caches,
+    which makes a request of 200 candidates 3-8% faster.
+    """
+
+    def __init__(self, streams: int, *, on_cpu: bool, options: SchedulingOptions | None = None):
+        """`streams` are the calls that run at once."""
+        options = options or SchedulingOptions()
+        self.streams = streams
+        self._max_waiting, self._max_delay = options.max_waiting, options.max_delay
+        self._max_shared_rows = options.max_shared_rows
+        self._cores = sorted(os.sched_getaffinity(0)) if on_cpu and _HAS_AFFINITY else []
+        self._lock = threading.Lock()
+        self._wake = [threading.Condition(self._lock) for _ in range(streams)]
+        self._free = list(range(streams))
+        """Streams that run nothing; the one that was used last is last."""
+        self._waiting, self._costs, self._closed = Waiting(), Costs(), False
+        self._lateness: dict[tuple[object, int], Lateness] = {}
+        """By key and priority: who is overtaken is late by another measure than those who overtake."""
+        self._loads: dict[object, _Counts] = {}
+        self._seconds = 0.0
+        """That calls of all keys took."""
+        self._threads = [
+            threading.Thread(target=self._work, args=(n,), name=f"stream-{n}", daemon=True)
+            for n in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, job: Job) -> Any:
+        """A request's result.
+
+        Raises:
+            OverloadedError: too many wait, or it would hardly end before its deadline.
+            DeadlineError, CancelledError: nobody waits for it any more.
+            Whatever one of its calls raises.
+        """
+        job.urgency.check()
+        with self._lock:
+            needed = self._refuse_late(job.key, job.urgency, job.rows)
+            job.arrived = time.monotonic()
+            job.expected = job.arrived + needed
+            stream = None
+            if not self._waiting and not self._is_delayed(job, job.arrived):
+                stream = self._nearest()
+            if stream is None:
+                self._waiting.add(job)
+                self._notify(1)
+            else:
+                self._free.remove(stream)
+                call = self._start(job)
+        if stream is not None:
+            self._execute(job, call, stream)
+        remaining = job.urgency.remaining()
+        if not job.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
+            raise DeadlineError(LATE)
+        job.describe(job.urgency.timeline)
+        return job.result()
+
+    def load(self) -> StreamLoad:
+        """Its state now."""
+        with self._lock:
+            running = self.streams - len(self._free)
+            return StreamLoad(self.streams, running, len(self._waiting), self._seconds)
+
+    def refuse_late(self, key: object, urgency: Urgency) -> None:
+        """Raises what `run` would for an average request of a key: before a request has cost anything."""
+        urgency.check()
+        with self._lock:
+            self._refuse_late(key, urgency, None)
+
+    def on_each(self, work: Callable[[int], _T], *, in_background: bool = False) -> list[_T]:
+        """What `work` gives for each stream, on a thread of that stream's core; `in_background` one that
+        gives way to the requests there."""
+
+        def pinned(stream: int) -> _T:
+            self._pin(stream)
+            return work(stream)
+
+        first = lower_priority if in_background else None
+        with ThreadPoolExecutor(self.streams, "open-stream", initializer=first) as pool:
+            return list(pool.map(pinned, range(self.streams)))
+
+    def load_of(self, key: object) -> KeyLoad:
+        """What was done for a key since its first job, and for all keys."""
+        with self._lock:
+            own = self._loads.get(key, _Counts())
+            return KeyLoad(self.streams, own.started, own.waited, own.seconds, self._seconds)
+
+    def forget(self, key: object) -> None:
+        """Drops what was learned about a key that gets no more jobs."""
+        with self._lock:
+            self._loads.pop(key, None)
+            for known in [k for k in self._lateness if k[0] is key]:
+                del self._lateness[known]
+            self._waiting.forget(key)
+            self._costs.forget(key)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Ends the threads after the calls that run now, which it waits for, at most so long. Requests that
+        wait are refused."""
+        with self._lock:
+            self._closed = True
+            for job in list(self._waiting):
+                self._waiting.remove(job)
+                job.fail(OverloadedError("the server is stopping", "stopping"))
+            for condition in self._wake:
+                condition.notify()
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _work(self, stream: int) -> None:
+        self._pin(stream)
+        taken: tuple[Job, Call] | None = None
+        while True:
+            if taken is None:
+                with self._lock:
+                    while (taken := self._take(stream)) is None:
+                        if self._closed:
+                            return
+                        delayed = self._waiting and self._max_delay
+                        self._wake[stream].wait(self._max_delay if delayed else None)
+            taken = self._execute(*taken, stream, then=self._take)
+
+    def _take(self, stream: int) -> tuple[Job, Call] | None:
+        """The next call, for a stream that is then no longer free; None when there is nothing to do."""
+        if stream not in self._free:
+            return None  # lent to a caller
+        while self._waiting:
+            now = time.monotonic()
+            for first in self._waiting.in_order():
+                job = next((j for j in self._waiting.of(first.key) if not self._is_delayed(j, now)), None)
+                if job is not None:
+                    break
+            else:
+                return None
+            if _is_given_up(job, now):
+                self._waiting.remove(job)
+                if job.urgency.deadline <= now:
+                    self._observe_end(job, now)
+                job.fail(DeadlineError(LATE))
+            else:
+                self._free.remove(stream)
+                return job, self._start(job) if not job.started else self._next(job)
+        return None
+
+    def _start(self, job: Job) -> Call:
+        """The first call of a job, with the waiting jobs that share it."""
+        self._waiting.remove(job)
+        if job.shared_rows:
+            rows = job.shared_rows
+            for other in list(self._sharing(job.key)):
+                rows += other.shared_rows
+                if rows > self._max_shared_rows or len(job.members) == MAX_SHARED_REQUESTS:
+                    break
+                self._waiting.remove(other)
+                job.members.append(other)
+        job.started = True
+        job.began = time.monotonic()
+        job.running += 1
+        load, now = self._loads.setdefault(job.key, _Counts()), time.monotonic()
+        load.started += len(job.members)
+        load.waited += sum(now - member.arrived for member in job.members)
+        return job.calls.popleft()
+
+    def _next(self, job: Job) -> Call:
+        call = job.calls.popleft()
+        job.running += 1
+        if not job.calls:
+            self._waiting.remove(job)
+        return call
+
+    def _execute(
+        self, job: Job, call: Call, stream: int, then: Callable[[int], _T] = lambda stream: None
+    ) -> _T:
+        """Runs a call, and what `then` gives under the lock once the stream is free again."""
+        error: BaseException | None = None
+        moved: object = None
+        started = time.perf_counter()
+        try:
+            moved = call(stream)
+        except BaseException as raised:
+            error = raised
+        seconds = time.perf_counter() - started
+        with self._lock:
+            self._free.append(stream)
+            self._waiting.charge(job.key, seconds)
+            job.running -= 1
+            job.seconds += seconds
+            if isinstance(moved, Moved):
+                job.moved.add(moved)
+            self._loads.setdefault(job.key, _Counts()).seconds += seconds
+            self._seconds += seconds
+            if error is not None:
+                self._waiting.remove(job)
+                job.fail(error)
+            elif job.calls and not job.is_waiting:
+                job.is_waiting = True
+                self._waiting.add(job)
+            elif self._closed and job.calls and not job.running:
+                # The threads have ended that would have run them.
+                self._waiting.remove(job)
+                job.fail(OverloadedError("the server is stopping", "stopping"))
+            ended = not (job.calls or job.running or job.done.is_set())
+            # What a new version scores to prove itself says little about requests: a single row costs a call.
+            if ended and job.rows and job.urgency.priority > BACKGROUND:
+                self._costs.observe(job.key, sum(m.rows for m in job.members), job.seconds)
+                self._observe_end(job, time.monotonic())
+            next_call = then(stream)
+            if self._waiting:
+                self._notify(self.streams)
+        if ended:
+            job.complete()
+        return next_call
+
+    def _is_delayed(self, job: Job, now: float) -> bool:
+        """Whether a job still waits for others to share its call."""
+        if not self._max_delay or not job.shared_rows or job.started:
+            return False
+        late = min(job.arrived + self._max_delay, job.urgency.deadline - 2 * self._costs.seconds(job.key))
+        return now < late and sum(j.shared_rows for j in self._sharing(job.key)) < self._max_shared_rows
+
+    def _sharing(self, key: object) -> Iterator[Job]:
+        return (job for job in self._waiting.of(key) if job.shared_rows and not job.started)
+
+    def _observe_end(self, job: Job, now: float) -> None:
+        for member in job.members:
+            if member.urgency.deadline != float("inf"):
+                known = self._lateness.setdefault((job.key, member.urgency.priority), Lateness())
+                known.observe(now - member.expected)
+
+    def _refuse_late(self, key: object, urgency: Urgency, rows: int | None) -> float:
+        """Seconds that a request is estimated to take; 0 for one that has no deadline."""
+        if self._closed:
+            raise OverloadedError("the server is stopping", "stopping")
+        if len(self._waiting) >= self._max_waiting:
+            raise OverloadedError(
+                f"{len(self._waiting)} requests wait already; send fewer at once", "queue_full"
+            )
+        if urgency.deadline == float("inf"):
+            return 0.0
+        # As if everything were spread evenly over the streams.
+        needed = (self._ahead(key, urgency) + self._costs.seconds(key, rows)) / self.streams
+        # Where nothing waits, the margin does not count: there is always somebody to learn it from.
+        late = self._lateness.get((key, urgency.priority)) if self._waiting else None
+        likely = needed + (late.margin if late is not None else 0.0)
+        if likely > urgency.remaining():
+            raise OverloadedError(
+                f"it would take {likely * 1e3:.0f} ms with the requests before it, and its deadline is in "
+                f"{max(urgency.remaining(), 0.0) * 1e3:.0f} ms; send fewer at once",
+                "would_be_late",
+            )
+        return needed
+
+    def _ahead(self, key: object, urgency: Urgency) -> float:
+        """Stream seconds of what goes before a request that comes now."""
+        own = others = 0.0
+        keys = {key}
+        for job in self._waiting:
+            if job.urgency.priority < urgency.priority:
+                continue
+            seconds = self._costs.seconds(job.key, job.rows)
+            if job.key != key:
+                keys.add(job.key)
+                others += seconds
+            elif (-job.urgency.priority, job.urgency.deadline) <= (-urgency.priority, urgency.deadline):
+                own += seconds
+        return min(own + others, own * len(keys) + self._costs.seconds(key) * (len(keys) - 1))
+
+    def _notify(self, streams: int) -> None:
+        """Wakes the threads of so many free streams."""
+        for stream in self._free[-streams:]:
+            self._wake[stream].notify()
+
+    def _nearest(self) -> int | None:
+        """A free stream: of the caller's core, or else the one that was used last."""
+        if _current_core is not None and self._cores:
+            core = _current_core()
+            for stream in reversed(self._free):
+                if self._cores[stream % len(self._cores)] == core:
+                    return stream
+        return self._free[-1] if self._free else None
+
+    def _pin(self, stream: int) -> None:
+        # Left to the scheduler, two slices of a request may wake on one core, where one waits for the other.
+        if self._cores:
+            os.sched_setaffinity(0, {self._cores[stream % len(self._cores)]})
+
+
+def _is_given_up(job: Job, now: float) -> bool:
+    """Whether nobody waits for any of a job's requests."""
+    return all(m.urgency.deadline <= now or m.urgency.left() for m in job.members)

@@ -1,0 +1,106 @@
+"""The suite `serve` runs, and its client counts from the time at which a request was to be sent."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import serve
+from bench.dense_build import build
+from bench.serve_load import Load, LoadClient, Sample, arrivals, run
+from bench.serve_processes import Running, jaxrank_server
+from bench.serve_search import Search
+from tests.bench.conftest import TINY
+
+
+def test_quick_run(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "serve.json"
+    names = ["--models", "tiny", "--overhead-model", "tiny", "--overload-model", "tiny"]
+    # 2 s: the least that a test machine keeps whatever else runs on it.
+    options = ["--quick", "--slo-ms", "2000", "--work", str(work), "--out", str(out)]
+    serve.run(serve.parse([*names, *options]), {"tiny": TINY})
+    found = json.loads(out.read_text())
+    figures = {f["name"]: f["value"] for f in found["figures"]}
+    assert not found["not_measured"]
+    assert figures["throughput_at_slo_vs_tf"] > 0 and figures["goodput_at_2x"] > 0
+    assert figures["goodput_at_2x_degraded"] > 0 and figures["overhead_us_per_request"] > 0
+    assert figures["tiny/max_abs_error"] < 1e-5
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def server(work: Path) -> Iterator[Running]:
+    """Our server with the tiny model."""
+    with jaxrank_server({"tiny": build(TINY, work).bundle}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def messages(work: Path) -> str:
+    """Requests for it."""
+    return str(serve.requests(TINY, work)[0])
+
+
+def test_a_server_that_stalls_is_charged_for_what_arrives_meanwhile(server: Running, messages: str) -> None:
+    """A third of all requests arrive while the server is stopped: they wait up to a second, and p99 says so.
+    A client that waits for each answer would have sent one of them."""
+    load = Load(address=server.address, requests=messages, seconds=3.0, deadline=30.0, rate=60.0)
+    stall = threading.Timer(1.0, _stall, (server.process, 1.0))
+    with LoadClient() as client:
+        stall.start()
+        sample = client.send(load)
+        stall.join()
+    assert sample.statuses == {"OK": sample.sent}
+    assert sample.percentile(0.99) > 700
+    assert sample.percentile(0.85) > 200
+
+
+def _stall(process: int, seconds: float) -> None:
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGCONT)
+
+
+def test_requests_that_are_refused_are_counted(server: Running, messages: str) -> None:
+    """A deadline that no server keeps: nothing is good, and nothing is lost."""
+    sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, rate=100.0))
+    assert sample.sent == sum(sample.statuses.values()) > 0
+    assert set(sample.statuses) <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"} and not sample.goodput(1e9)
+
+
+def test_arrivals_are_poisson() -> None:
+    times = arrivals(200.0, 50.0, seed=1)
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    assert times == sorted(times) and times[0] >= 0 and times[-1] < 50
+    # Of 10,000 exponential gaps: mean and standard deviation are 1 / rate, up to 4 standard errors.
+    mean = sum(gaps) / len(gaps)
+    assert mean == pytest.approx(1 / 200, rel=0.04)
+    assert (sum((g - mean) ** 2 for g in gaps) / len(gaps)) ** 0.5 == pytest.approx(1 / 200, rel=0.06)
+
+
+def test_what_is_not_answered_is_infinitely_late() -> None:
+    sample = Sample(
+        seconds=2.0, latencies_ms=[float(n) for n in range(1, 99)], sent=100,
+        statuses={"OK": 98, "RESOURCE_EXHAUSTED": 2}, behind_ms=0.0,
+    )  # fmt: skip
+    assert sample.percentile(0.5) == 50 and sample.percentile(0.98) == 98
+    assert sample.percentile(0.99) == float("inf")
+    assert sample.goodput(50.0) == 25
+
+
+def test_the_search_finds_the_largest_rate_that_keeps_the_promise() -> None:
+    """Against a server whose p99 passes 100 ms at 70 requests per second."""
+    search = Search(high=120.0, slo_ms=100.0)
+    for _ in range(10):
+        rate = search.next_rate()
+        latency = 50.0 if rate <= 70 else 150.0
+        search.record(
+            Sample(seconds=1.0, latencies_ms=[latency] * int(rate), sent=int(rate), statuses={}, behind_ms=0)
+        )
+    assert search.low <= 70 <= search.high and search.high - search.low < 0.2
+    assert search.throughput == int(search.low)

@@ -1,0 +1,74 @@
+"""Which job goes first: priority, then the key that was served least, then the deadline."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.scheduling.costs import Costs
+from serving.scheduling.jobs import Job
+from serving.scheduling.order import Waiting
+from serving.scheduling.urgency import Urgency
+
+
+def _job(key: str, deadline: float = math.inf, priority: int = 0) -> Job:
+    return Job(key, Urgency(deadline, priority), 1, None, lambda job, stream: None)
+
+
+def _first(waiting: Waiting) -> Job:
+    return next(waiting.in_order())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=20))
+def test_a_keys_jobs_go_by_priority_deadline_and_arrival(urgencies: list[tuple[int, int]]) -> None:
+    waiting, jobs = Waiting(), [_job("m", deadline, priority) for priority, deadline in urgencies]
+    for job in jobs:
+        waiting.add(job)
+    order = []
+    while waiting:
+        order.append(_first(waiting))
+        waiting.remove(order[-1])
+    assert order == sorted(jobs, key=lambda j: (-j.urgency.priority, j.urgency.deadline))
+
+
+def test_priority_goes_before_fairness() -> None:
+    waiting, low, high = Waiting(), _job("served little"), _job("served much", priority=1)
+    waiting.charge("served much", 9.0)
+    waiting.add(low)
+    waiting.add(high)
+    assert _first(waiting) is high
+
+
+@given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=5), st.integers(20, 60))
+def test_keys_share_the_time_whatever_their_calls_take(seconds: list[float], rounds: int) -> None:
+    """While all have work, no two differ by more than a call of each."""
+    waiting = Waiting()
+    served = dict.fromkeys(map(str, range(len(seconds))), 0.0)
+    for key in served:
+        waiting.add(_job(key, deadline=float(key)))
+    for _ in range(rounds):
+        key = str(_first(waiting).key)
+        waiting.charge(key, seconds[int(key)])
+        served[key] += seconds[int(key)]
+    assert max(served.values()) - min(served.values()) <= 2 * max(seconds) + 1e-9
+
+
+def test_idleness_earns_nothing() -> None:
+    """One that comes back after a while does not keep the others waiting for as long as it was away."""
+    waiting, busy, back = Waiting(), _job("busy"), _job("back")
+    waiting.add(busy)
+    waiting.charge("busy", 100.0)
+    waiting.add(back)
+    waiting.charge("back", 0.5)
+    assert _first(waiting) is busy
+
+
+def test_costs_follow_what_ran() -> None:
+    costs = Costs()
+    assert costs.seconds("m", 100) == 0.0
+    costs.observe("m", 100, 1.0)
+    assert math.isclose(costs.seconds("m", 50), 0.5) and math.isclose(costs.seconds("m"), 1.0)
+    for _ in range(200):
+        costs.observe("m", 10, 0.2)
+    assert math.isclose(costs.seconds("m", 50), 1.0, rel_tol=0.01)
+    assert math.isclose(costs.seconds("m"), 0.2, rel_tol=0.05)
