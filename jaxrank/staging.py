@@ -4,8 +4,8 @@ import ctypes
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxrank.errors import DestinationError
 
 _RANDOM_NAME = r"[a-z0-9_]{8}"
-"""What `tempfile.mkdtemp` appends."""
+"""The end of a temporary directory's name."""
 
 
 @contextmanager
@@ -40,25 +40,22 @@ def staging(
         destination = destination.resolve() if destination.is_symlink() else destination
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(destination)
-        work, lock = _locked_directory(f".{destination.name}.staging.", destination.parent)
     except OSError as error:
         raise DestinationError(f"{destination} cannot be written: {error}; give another place") from error
     try:
-        if start_from is not None:
-            # A link must not outlive the command: a bundle does not share its files with another one.
-            replaced = destination.exists() and os.path.samefile(start_from, destination)
-            _copy(start_from, work, {start_from / path for path in unchanged} if replaced else set())
-        yield work
-        work.chmod(0o755)
-        if destination.exists():
-            _exchange(work, destination)
-        else:
-            os.rename(work, destination)
+        with _locked_directory(f".{destination.name}.staging.", destination.parent) as work:
+            if start_from is not None:
+                # A link must not outlive the command: a bundle does not share its files with another one.
+                replaced = destination.exists() and os.path.samefile(start_from, destination)
+                _copy(start_from, work, {start_from / path for path in unchanged} if replaced else set())
+            yield work
+            work.chmod(0o755)
+            if destination.exists():
+                _exchange(work, destination)
+            else:
+                os.rename(work, destination)
     except OSError as error:
         raise DestinationError(f"writing {destination} failed: {error}; nothing was written") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
 
 
 def _copy(source: Path, work: Path, linked: Collection[Path]) -> None:
@@ -75,21 +72,38 @@ def _copy(source: Path, work: Path, linked: Collection[Path]) -> None:
     shutil.copytree(source, work, dirs_exist_ok=True, ignore=ignore, copy_function=copy)
 
 
-def _locked_directory(prefix: str, parent: Path) -> tuple[Path, int]:
-    """A new directory, and the open file that holds its lock for as long as the process lives."""
-    while True:
-        made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            continue  # another process took it for a stale one before it was locked
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: there `_remove_stale` cannot lock, and removes nothing
-            return made, lock
-        if made.exists():
-            return made, lock
-        os.close(lock)
+@contextmanager
+def _locked_directory(prefix: str, parent: Path) -> Iterator[Path]:
+    """A new directory that is locked until it is removed at the end. A signal that ends the command may come
+    at any line: the directory's name is known before the directory is there."""
+    made = parent / (prefix + secrets.token_hex(4))
+    lock = None
+    try:
+        while lock is None:
+            made.mkdir(mode=0o700)
+            lock = _lock(made)
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(made: Path) -> int | None:
+    """The open file that holds the directory's lock for as long as the process lives; None where another
+    process took the directory for a stale one, and removed it, before it was locked."""
+    try:
+        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks: there `_remove_stale` cannot lock, and removes nothing
+        return lock
+    if made.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _remove_stale(destination: Path) -> None:
@@ -121,13 +135,10 @@ def _exchange(work: Path, destination: Path) -> None:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if renameat2 and not renameat2(here, os.fsencode(work), here, os.fsencode(destination), exchange):
         return
-    old, lock = _locked_directory(f".{destination.name}.old.", destination.parent)
-    os.rename(destination, old / destination.name)
-    try:
-        os.rename(work, destination)
-    except OSError:
-        os.rename(old / destination.name, destination)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-        os.close(lock)
+    with _locked_directory(f".{destination.name}.old.", destination.parent) as old:
+        os.rename(destination, old / destination.name)
+        try:
+            os.rename(work, destination)
+        except OSError:
+            os.rename(old / destination.name, destination)
+            raise

@@ -1,6 +1,7 @@
 """Writing a directory atomically: nothing is left behind by a failure or a kill, and nothing of a running
 process is touched."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -117,3 +120,32 @@ def test_through_a_link_the_directory_is_replaced_and_not_the_link(bundle: Path)
         (work / "small").write_text("new")
     assert link.is_symlink() and (bundle / "small").read_text() == "new"
     assert _names(bundle.parent) == ["1", "current"]
+
+
+def test_a_signal_at_any_line_before_the_body_leaves_nothing(bundle: Path) -> None:
+    file = sys.modules[staging.__module__].__file__
+
+    def interrupted_at(line: int) -> bool:
+        left = line
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename == file and event == "line":
+                left -= 1
+                if left < 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            with staging(bundle, start_from=bundle):
+                sys.settrace(None)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    lines = next(n for n in itertools.count() if not interrupted_at(n) or _names(bundle.parent) != ["1"])
+    assert _names(bundle.parent) == ["1"] and lines > 20
