@@ -11,6 +11,7 @@ import typer
 from jaxrank.cli.serve_flags import NOTES
 
 LogFormat = Literal["text", "json"]
+TableMemory = Literal["mapped", "prefault", "locked", "huge"]
 
 
 def _print_version(wanted: bool) -> None:
@@ -187,6 +188,14 @@ def serve(
         int | None,
         typer.Option(min=1, help="MiB of all loaded versions; one that would exceed it is not loaded."),
     ] = None,
+    table_memory: Annotated[
+        TableMemory,
+        typer.Option(
+            help="How the rows of embedding tables come into memory: mapped, a page of the file when it is "
+            "needed; prefault, all of them while a version loads; locked, and they stay (`ulimit -l`); huge, "
+            "copied into huge pages, which is the fastest lookup and takes the memory once for each process."
+        ),
+    ] = "mapped",
     tables_config: Annotated[
         Path | None,
         typer.Option(
@@ -327,6 +336,7 @@ def serve(
         rollback_requests=rollback_requests,
         rollback_share=rollback_share,
         memory_limit=None if memory_limit_mb is None else memory_limit_mb << 20,
+        table_memory=table_memory,
         trials=trials,
     )
     if workers > 1 and grpc_socket_path:
