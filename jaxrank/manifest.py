@@ -233,6 +233,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """None where the module was compiled for a device that this machine does not have."""
 
     @property
+    def on_cpu(self) -> bool:
+        return self.driver == "cpu" or self.driver.startswith("local")
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Its files, each once."""
         batch = (self.batch,) if self.batch is not None else ()
