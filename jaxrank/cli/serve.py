@@ -98,6 +98,13 @@ def serve(
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that share the ports and divide the cores.")
     ] = 1,
+    numa: Annotated[
+        bool,
+        typer.Option(
+            help="Divide the workers over the machine's NUMA nodes, each with cores, memory and a copy of "
+            "the tables of its own node; needs --table-memory huge."
+        ),
+    ] = False,
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of a process that decode requests and run lookups.")
     ] = 8,
@@ -282,7 +289,7 @@ def serve(
     reflection are on the gRPC port. Ctrl-C finishes the requests in flight and exits 0.
     """
     from serving.monitoring.logs import start_logging
-    from serving.processes import Member, Supervisor
+    from serving.processes import Member, Supervisor, shares_of
 
     member = Member.from_environment(os.environ)
     start_logging(log_format, None if member is None else member.place.index + 1)
@@ -305,6 +312,7 @@ def serve(
     from serving.lifecycle.trials import read_trials
     from serving.model_config import ModelConfig, channel_arguments, read_model_config
     from serving.monitoring.options import METRICS_PATH, MonitoringOptions, read_metrics_path
+    from serving.numa import nodes_of
     from serving.scheduling import SchedulingOptions
     from serving.tls import read_credentials
 
@@ -343,13 +351,17 @@ def serve(
         raise typer.BadParameter(
             "--grpc-socket-path needs --workers 1: one process at a time can listen on a Unix socket"
         )
-    if workers > 1 and member is None:
+    if numa and table_memory != "huge":
+        raise typer.BadParameter(
+            "--numa needs --table-memory huge: mapped files are in memory once, on whatever node"
+        )
+    nodes = nodes_of(usable_core_numbers()) if numa and member is None else {}
+    if workers > 1 and member is None or len(nodes) > 1:
         supervisor = Supervisor(
-            workers,
+            shares_of(usable_core_numbers(), workers, nodes),
             host=host,
             port=port,
             rest_port=rest_api_port or None,
-            cores=usable_core_numbers(),
             grace_seconds=grace_seconds,
         )
         if rest_api_port:
