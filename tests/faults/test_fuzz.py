@@ -1,8 +1,8 @@
 """Hostile requests over the wire to a real server: whatever comes, it answers with a refusal of its own, goes
 on giving right scores, and keeps no memory.
 
-`JAXRANK_FUZZED_RPCS` is how many are sent, `JAXRANK_FAULTS_RESULTS` the file of figures to write, if any; `make
-faults` sends 50,000.
+`JAXRANK_FUZZED_RPCS` is how many are sent, `JAXRANK_FAULTS_RESULTS` the file of figures to write, if any;
+`make faults` sends 50,000.
 """
 
 import http.client
