@@ -86,6 +86,8 @@ class Measured:
     """What was found out about one model."""
 
     name: str
+    engine: str
+    """That was the fastest here when the model was compiled."""
     error: float = 0.0
     """Largest difference of a score from TensorFlow's."""
     request_bytes: int = 0
@@ -221,7 +223,7 @@ def _throughput(
     cores = usable_cores()
     built = _built(model, work, status)
     messages, first = requests(model, work)
-    measured = Measured(model.name, request_bytes=len(first))
+    measured = Measured(model.name, built.manifest.chosen_engines["cpu"], request_bytes=len(first))
 
     def closed(address: str) -> float:
         load = Load(
@@ -334,6 +336,8 @@ def _overload(
             for _ in range(2)
         ]
         found.overload = Overload(model.name, rates[-1].goodput(math.inf))
+        if not found.overload.saturation:
+            raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
         for multiple in effort.multiples:
             for kind, address in addresses.items():
                 rate = multiple * found.overload.saturation
@@ -357,7 +361,7 @@ def degradation_config(model: "DenseModel") -> dict:
 def _built(model: "DenseModel", work: Path, status: Status) -> "Built":
     from bench.dense_build import build
 
-    return build(model, work, status)
+    return build(model, work, status, engine="auto")
 
 
 def requests(model: "DenseModel", work: Path) -> tuple[Path, bytes]:

@@ -45,7 +45,7 @@ def test_quick_run(work: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def server(work: Path) -> Iterator[Running]:
     """Our server with the tiny model."""
-    with jaxrank_server({"tiny": build(TINY, work).bundle}) as running:
+    with jaxrank_server({"tiny": build(TINY, work, engine="auto").bundle}) as running:
         yield running
 
 
