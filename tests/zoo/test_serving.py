@@ -32,7 +32,8 @@ SERVED = [
     for model in ZOO
     if "JAXRANK_WHOLE_ZOO" in os.environ
     or model.name in {
-        "din", "dien", "lstm", "listwise_reranker", "string_operations", "example_parser", "tf1_while", "cond",
+        "din", "dien", "lstm", "listwise_reranker", "string_operations", "example_parser", "tf1_while",
+        "cond",
     }
 ]  # fmt: skip
 """Some of each kind; all of them with `make whole-zoo`. tests/serving/engines has others, and
