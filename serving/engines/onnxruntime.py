@@ -98,7 +98,7 @@ class _Stream:
     def staged(self, values: Sequence[Any]) -> list[Any]:
         return list(values)
 
-    def call(self, function: str, arguments: Sequence[Any]) -> list[np.ndarray]:
+    def call(self, function: str, arguments: Sequence[Any], *, for_calls: bool = False) -> list[np.ndarray]:
         session, inputs, outputs = self._sessions[function]
         found = session.run(outputs, dict(zip(inputs, arguments, strict=True)))
         if not self._on_cpu:

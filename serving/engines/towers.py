@@ -35,9 +35,9 @@ class Stream(Protocol):
         """Arguments in the device's memory, all brought there at once; valid until the next ones are."""
         ...
 
-    def call(self, function: str, arguments: Sequence[Any]) -> list[np.ndarray]:
-        """The function's results, as arrays that the caller owns. Arguments are arrays, or what `staged` or
-        `run` gave."""
+    def call(self, function: str, arguments: Sequence[Any], *, for_calls: bool = False) -> list[np.ndarray]:
+        """The function's results, as arrays that the caller owns; those `for_calls` become arguments of other
+        calls. Arguments are arrays, or what `staged` or `run` gave."""
         ...
 
     def run(self, function: str, arguments: Sequence[Any]) -> list[Any]:
@@ -157,7 +157,7 @@ class TowerEngine:
 
     def _begin_state(self, job: Job, number: int) -> Moved:
         stream = self._streams[number]
-        state = stream.call(REQUEST_TOWER, [job.payload])
+        state = stream.call(REQUEST_TOWER, [job.payload], for_calls=True)
         job.finish = lambda: [state]
         return stream.moved()
 
@@ -199,7 +199,8 @@ class TowerEngine:
         if blocks.state is not None:
             state = blocks.state
         else:
-            state = stream.call(REQUEST_TOWER, [blocks.request]) if self._has_state else []
+            request = [blocks.request]
+            state = stream.call(REQUEST_TOWER, request, for_calls=True) if self._has_state else []
 
         def run(number: int, call: Call) -> Moved:
             pieces.append(_candidates(self._streams[number], state, blocks.candidate, call))
@@ -278,7 +279,7 @@ def _candidates(stream: Stream, state: Sequence[Any], candidate_block: np.ndarra
 def _batch_state(stream: Stream, requests: Sequence[FeatureBlocks]) -> list[np.ndarray]:
     """`[B, ...]` of all requests: what is known already, and the rest in one call."""
     unknown = [blocks.request for blocks in requests if blocks.state is None]
-    made = stream.call(REQUEST_BATCH, [np.concatenate(unknown)]) if unknown else []
+    made = stream.call(REQUEST_BATCH, [np.concatenate(unknown)], for_calls=True) if unknown else []
     if len(unknown) == len(requests):
         return made
     rest = iter(zip(*made, strict=True))
