@@ -59,7 +59,7 @@ class OnnxRuntimeEngine(TowerEngine):
             scheduler=scheduler,
             # Measured at production width: models with small activations take 4-10% longer in slices of 64
             # than of 256 rows; DIN, whose activations leave the cache, 15% less.
-            slice_rows=256 if manifest.slice_rows >= _SMALL_ACTIVATIONS else 64,
+            slice_rows=target.slice_rows or (256 if manifest.slice_rows >= _SMALL_ACTIVATIONS else 64),
         )
 
     def _session(self, onnxruntime: Any, tower: str, threads: int, providers: Sequence[str]) -> Any:
