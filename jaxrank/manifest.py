@@ -227,7 +227,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Those of the CPU that it was compiled for and may use; empty for other devices."""
     slice_rows: int = 0
     """Candidates of a call of ONNX Runtime on a CPU, where `jaxrank compile --engine auto` timed several; 0:
-    by `Manifest.slice_rows`."""
+    the engine's default."""
     costs: tuple[Cost, ...] = ()
     """Measured by `jaxrank compile --tune`; the engine's plans are made of it."""
     notes: tuple[str, ...] = ()
