@@ -16,10 +16,9 @@ from serving.monitoring.timeline import Moved
 from serving.scheduling import StreamScheduler
 
 PROGRAM_SCHEMA = 1
-
 _SLICE_ROWS = 128
-"""Where `jaxrank compile` did not time several: of the models of `python -m bench dense`, none is 5% faster with
-64 or 256."""
+"""Where `jaxrank compile` did not time several: no model of `python -m bench dense` was 5% faster with 64 or
+256."""
 
 
 class OnnxRuntimeEngine(TowerEngine):
