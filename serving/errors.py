@@ -122,6 +122,10 @@ class OverloadedError(ServingError):
     reason = "overloaded"
 
 
+QUOTA = "quota"
+"""`OverloadedError.reason` of a caller that sends more than it may."""
+
+
 class DeadlineError(ServingError):
     """The deadline passed before the answer was there."""
 

@@ -17,6 +17,8 @@ from jaxrank.errors import JaxrankError
 from serving.admission import MESSAGE_SECONDS, Admission
 from serving.auth import Access
 from serving.config_watch import ConfigWatch
+from serving.cores import capacity
+from serving.cpu_target import CpuTarget
 from serving.data_plane import DataPlane
 from serving.degradation import Degradation, DegradationError, load_degradation_config
 from serving.errors import LabelError
@@ -113,6 +115,8 @@ class ServerOptions:
     """Of request sides that are kept for the next slice of the same request; 0: none are. docs/state.md."""
     state_ttl_ms: float = 5000.0
     lifecycle: LifecycleOptions = LifecycleOptions()
+    cpu_target: float | None = None
+    """Share of its CPUs that the server stays under; None for all. docs/overload.md."""
     degradation_config: Path | None = None
     """What models may leave out under overload; docs/overload.md."""
     auth_config: Path | None = None
@@ -154,16 +158,21 @@ class Server:
             one_of_many=options.member is not None,
         )
         self._workers = Workers(options.workers)
-        self._monitor = Monitor(options.monitoring, self.repository)
-        ended = self._monitor.ended
+        processes = 1 if options.member is None else options.member.place.count
+        cpu = CpuTarget(capacity(processes=processes), options.cpu_target)
         self._shadow = Shadow(self.repository.lend)
         self.degradation = (
             None
             if options.degradation_config is None
             else Degradation(
-                load_degradation_config(options.degradation_config), self.repository.lend, self._workers.waits
+                load_degradation_config(options.degradation_config),
+                self.repository.lend,
+                self._workers.waits,
+                cpu,
             )
         )
+        self._monitor = Monitor(options.monitoring, self.repository, cpu, self.degradation)
+        ended = self._monitor.ended
         data_plane = DataPlane(
             self.repository,
             self._tiers,
@@ -171,6 +180,7 @@ class Server:
             self._monitor.keeps,
             self._shadow,
             self.degradation,
+            cpu,
         )
         kserve = KServe(data_plane)
         size = options.max_message_mib << 20

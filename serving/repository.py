@@ -35,7 +35,7 @@ from serving.lifecycle.trials import Trial, is_drawn, split
 from serving.model import Model
 from serving.model_config import ModelConfig
 from serving.scheduling import SchedulingOptions, StreamLoad
-from serving.state import StateCache
+from serving.state import StateCache, StateCounts
 from serving.tiers.hot_rows import CacheCounts
 from serving.tiers.placement import Tiers
 from serving.versions import Directories, Failure, Served, State, VersionStatus, files_of, retry_after
@@ -212,9 +212,16 @@ class ModelRepository:
 
     def caches(self) -> dict[tuple[str, int], dict[str, CacheCounts]]:
         """What became of lookups in the memory before stored tables, by model and version, and table."""
+        return {key: model.caches() for key, model in self._models_now().items()}
+
+    def state_counts(self) -> dict[tuple[str, int], StateCounts]:
+        """What was found of kept request sides, by model and version; of those that keep any."""
+        found = {key: model.state_counts for key, model in self._models_now().items()}
+        return {key: counts for key, counts in found.items() if counts is not None}
+
+    def _models_now(self) -> dict[tuple[str, int], Model]:
         with self._lock:
-            served = {(n, v): s.model for n, versions in self._served.items() for v, s in versions.items()}
-        return {key: model.caches() for key, model in served.items()}
+            return {(n, v): s.model for n, versions in self._served.items() for v, s in versions.items()}
 
     # --- what to serve ---
 

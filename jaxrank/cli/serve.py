@@ -239,6 +239,17 @@ def serve(
     state_ttl_ms: Annotated[
         float, typer.Option(min=1.0, max=3_600_000.0, help="Milliseconds that one is kept.")
     ] = 5000.0,
+    cpu_target: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            metavar="FRACTION",
+            help="Share of the CPUs of this process (affinity, control group) that the server stays under: "
+            "beyond it, models give up quality as their --degradation-config allows, then requests are "
+            "refused. Without it the server uses all.",
+        ),
+    ] = None,
     degradation_config: Annotated[
         Path | None,
         typer.Option(
@@ -396,6 +407,7 @@ def serve(
             state_cache_mb=state_cache_mb,
             state_ttl_ms=state_ttl_ms,
             lifecycle=lifecycle,
+            cpu_target=cpu_target,
             degradation_config=degradation_config,
             auth_config=auth_config,
             member=member,

@@ -21,6 +21,7 @@ class Moment:
     Attributes:
         buckets: by model and version, requests by seconds, as `counts.as_array`.
         refused: by model and version.
+        cpu_seconds: that `--cpu-target` counts.
     """
 
     at: float
@@ -28,6 +29,7 @@ class Moment:
     refused: Mapping[tuple[str, int], int]
     loads: Mapping[str, StreamLoad]
     resident_bytes: int
+    cpu_seconds: float
 
 
 class History:
@@ -38,9 +40,10 @@ class History:
         counts: RequestCounts,
         loads: Callable[[], Mapping[str, StreamLoad]],
         resident: Callable[[], int],
+        cpu: Callable[[], float],
         seconds: float = 1.0,
     ):
-        self._counts, self._loads, self._resident = counts, loads, resident
+        self._counts, self._loads, self._resident, self._cpu = counts, loads, resident, cpu
         self._moments = deque([self._now()], maxlen=SECONDS_KEPT + 1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="history", daemon=True)
@@ -67,4 +70,5 @@ class History:
             {key: counts.fail for key, counts in counted.items()},
             self._loads(),
             self._resident(),
+            self._cpu(),
         )
