@@ -42,6 +42,7 @@ from serving.scheduling import SchedulingOptions
 from serving.state import StateCache
 from serving.tiers.config import load_config
 from serving.tiers.placement import Tiers
+from serving.tls import Tls
 from serving.wire.reflection import (
     INFERENCE_SERVICE,
     MODEL_SERVICE,
@@ -80,7 +81,7 @@ class ServerOptions:
         config_file: looked at every `config_poll_seconds` for other models; None: never.
         socket_path: a Unix socket on which gRPC is answered, too.
         channel_arguments: gRPC's own; they win over ours.
-        credentials: TLS of the gRPC port; None: in the clear.
+        tls: of the gRPC port and, without `rest_plaintext`, of HTTP; None: in the clear.
         rest_port: where HTTP is answered; None: nowhere.
     """
 
@@ -104,8 +105,9 @@ class ServerOptions:
     config_poll_seconds: float = 0.0
     socket_path: str | None = None
     channel_arguments: Sequence[tuple[str, int | str]] = ()
-    credentials: grpc.ServerCredentials | None = None
+    tls: Tls | None = None
     rest_port: int | None = None
+    rest_plaintext: bool = False
     rest_timeout_seconds: float = 30.0
     cors: bool = False
     tables_config: Path | None = None
@@ -220,7 +222,8 @@ class Server:
             self.repository.scan()
             options.member.wait_for_others()
         host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
-        port = self._listen(f"{host}:{options.port}", options.credentials)
+        credentials = None if options.tls is None else options.tls.credentials()
+        port = self._listen(f"{host}:{options.port}", credentials)
         if options.socket_path is not None:
             self._listen(f"unix:{options.socket_path}", None)
         self.address = f"{host}:{port}"
@@ -315,6 +318,7 @@ class Server:
             share_port=options.member is not None,
         )
         try:
+            tls=None if options.tls is None or options.rest_plaintext else options.tls.context(),
             return RestServer(
                 rest, protocols, self._workers, self._monitor.ended, self._monitor.routes, self._access
             )
@@ -358,7 +362,8 @@ def serve(options: ServerOptions) -> bool:
         options.member.serving(when_alone=done.set)
     models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
     if server.rest_address is not None:
-        log.info("HTTP on %s", server.rest_address)
+        clear = options.tls is None or options.rest_plaintext
+        log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
     log.info("serving on %s: %s", server.address, models or "no models yet")
     done.wait()
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)

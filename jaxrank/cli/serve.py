@@ -63,8 +63,15 @@ def serve(
         str, typer.Option(help="gRPC server arguments: grpc.max_connection_age_ms=2000,...")
     ] = "",
     ssl_config_file: Annotated[
-        Path | None, typer.Option(help="TensorFlow Serving's SSLConfig as text: TLS on the gRPC port.")
+        Path | None, typer.Option(help="TensorFlow Serving's SSLConfig as text: TLS on both ports.")
     ] = None,
+    rest_api_plaintext: Annotated[
+        bool,
+        typer.Option(
+            "--rest-api-plaintext",
+            help="HTTP stays in the clear where --ssl-config-file gives gRPC TLS, as in TensorFlow Serving.",
+        ),
+    ] = False,
     enable_signature_method_name_check: Annotated[
         bool,
         typer.Option(
@@ -308,7 +315,7 @@ def serve(
     from serving.model_config import ModelConfig, channel_arguments, read_model_config
     from serving.monitoring.options import METRICS_PATH, MonitoringOptions, read_metrics_path
     from serving.scheduling import SchedulingOptions
-    from serving.tls import read_credentials
+    from serving.tls import read_tls
 
     given = [v for v in (models_dir, model_base_path, model_config_file) if v is not None]
     if not given or (models_dir is not None and len(given) > 1):
@@ -377,7 +384,8 @@ def serve(
             cors=rest_api_enable_cors_support,
             socket_path=grpc_socket_path or None,
             channel_arguments=channel_arguments(grpc_channel_arguments),
-            credentials=None if ssl_config_file is None else read_credentials(ssl_config_file),
+            tls=None if ssl_config_file is None else read_tls(ssl_config_file),
+            rest_plaintext=rest_api_plaintext,
             check_method=enable_signature_method_name_check,
             tensor_content=enable_serialization_as_tensor_content,
             target=target,
