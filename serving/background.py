@@ -1,5 +1,6 @@
-"""Work that gives way to requests: what is done on threads of a lower priority."""
+"""Work that requests do not wait for: on threads of a lower priority, or beside them."""
 
+import logging
 import os
 import sys
 import threading
@@ -7,6 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+log = logging.getLogger("jaxrank")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,3 +60,29 @@ def background_seconds() -> float:
     """CPU time of all that ran with low priority since the process began."""
     with _lock:
         return _ended_seconds + sum(time.clock_gettime(clock) - began for clock, began in _running.items())
+
+
+class Aside:
+    """What is done on a thread of its own, so that a request does not wait for it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def do(self, name: str, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Begins to, on a thread of that name, which the end of the process does not wait for."""
+        thread = threading.Thread(target=work, args=args, kwargs=kwargs, name=name, daemon=True)
+        with self._lock:
+            self._threads = [t for t in self._threads if t.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Waits for all of it, at most so long in all; says what is left then."""
+        with self._lock:
+            threads = list(self._threads)
+        ends = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+            if thread.is_alive():
+                log.warning("%s has not ended after %g s, and is not waited for", thread.name, seconds)

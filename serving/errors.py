@@ -122,8 +122,8 @@ class OverloadedError(ServingError):
     reason = "overloaded"
 
 
-QUOTA = "quota"
-"""`OverloadedError.reason` of a caller that sends more than it may."""
+QUOTA, STOPPING = "quota", "stopping"
+"""`OverloadedError.reason` of a caller that sends more than it may, and of a server that ends."""
 
 
 class DeadlineError(ServingError):

@@ -267,9 +267,9 @@ class Server:
         """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
         grace period, and closes every model that no request uses. Returns whether all had finished."""
         self._stopped.set()
-        self._health_watch.join()
         if self._config_watch is not None:
-            self._config_watch.close()
+            self._config_watch.stop()
+        self._health_watch.join(_ARRIVAL_SECONDS)
         self._health.enter_graceful_shutdown()
         ends = time.monotonic() + self._options.grace_seconds
         # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
@@ -289,6 +289,8 @@ class Server:
         if self._access is not None:
             self._access.close()
         self.repository.close()
+        if self._config_watch is not None:
+            self._config_watch.close(_ARRIVAL_SECONDS)
         if self._tiers is not None:
             self._tiers.close()
         return finished
@@ -316,9 +318,9 @@ class Server:
             max_requests=self._workers.most_requests,
             cors=options.cors,
             share_port=options.member is not None,
+            tls=None if options.tls is None or options.rest_plaintext else options.tls.context(),
         )
         try:
-            tls=None if options.tls is None or options.rest_plaintext else options.tls.context(),
             return RestServer(
                 rest, protocols, self._workers, self._monitor.ended, self._monitor.routes, self._access
             )

@@ -421,10 +421,10 @@ def serve(
             member=member,
         )
     )
-    if not finished:
-        # Python would wait for the threads that are still at work: the grace period is a limit.
-        logging.shutdown()
-        os._exit(1)
+    # Python would wait for threads that are still at work, such as one that loads a version: the grace period
+    # is a limit.
+    logging.shutdown()
+    os._exit(0 if finished else 1)
 
 
 def _choose_allocator(wanted: str) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,11 @@ class History:
         loads: Callable[[], Mapping[str, StreamLoad]],
         resident: Callable[[], int],
         cpu: Callable[[], float],
+        known: Callable[[], Container[tuple[str, int]]],
         seconds: float = 1.0,
     ):
+        """Counts of models and versions that are no longer `known` are put together, too."""
+        self._known = known
         self._counts, self._loads, self._resident, self._cpu = counts, loads, resident, cpu
         self._moments = deque([self._now()], maxlen=SECONDS_KEPT + 1)
         self._stop = threading.Event()
@@ -60,7 +63,12 @@ class History:
 
     def _run(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            self._moments.append(self._now())
+            now = self._now()
+            self._moments.append(now)
+            gone = {key for key in now.buckets if key[1]}
+            if gone:
+                known = self._known()
+                self._counts.retire(key for key in gone if key not in known)
 
     def _now(self) -> Moment:
         counted = self._counts.of_versions()

@@ -1,6 +1,9 @@
 """Puts together what a server tells its operators."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
+
+from prometheus_client.core import Metric
 
 from serving import memory
 from serving.cpu_target import CpuTarget
@@ -52,9 +55,16 @@ class Monitor:
             observers.append(self._recorder.observe)
         self.ended = Ended(observers)
         self._history = History(
-            self.counts, repository.loads, lambda: memory.snapshot().resident_bytes, cpu.used
+            self.counts,
+            repository.loads,
+            lambda: memory.snapshot().resident_bytes,
+            cpu.used,
+            repository.known_versions,
         )
-        own = [partial(cpu_families, cpu), partial(state_families, repository)]
+        own: list[Callable[[], Iterable[Metric]]] = [
+            partial(cpu_families, cpu),
+            partial(state_families, repository),
+        ]
         if self._recorder is not None:
             own.append(self._recorder.families)
         if degradation is not None:

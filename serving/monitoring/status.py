@@ -16,6 +16,7 @@ from serving.monitoring.counts import HISTOGRAMS, REQUEST
 from serving.monitoring.history import History, Moment
 from serving.monitoring.timeline import PHASES
 from serving.repository import ModelRepository
+from serving.versions import VersionStatus
 
 _PHASE_SECONDS = 60.0
 """Of the last minute are the percentiles of phases; a second has too few requests for a p99."""
@@ -56,8 +57,7 @@ class Status:
                     **_of_version((name, status.version), recent, moments[-1]),
                     "history": _history((name, status.version), pairs),
                 }
-                for name in self._repository.known()
-                for status in self._repository.statuses(name)
+                for (name, _), status in sorted(self._repository.known_versions().items(), key=_order)
                 if status.state != "END" or status.error
             ],
             "seconds_ago": [round(moments[-1].at - after.at, 2) for _, after in pairs],
@@ -83,6 +83,12 @@ class Status:
                 "history": {"resident_bytes": [after.resident_bytes for _, after in pairs]},
             },
         }
+
+
+def _order(known: tuple[Version, VersionStatus]) -> tuple[str, int]:
+    """By name, the highest version first."""
+    (name, version), _ = known
+    return name, -version
 
 
 def _between(of: Version, before: Moment, after: Moment) -> tuple[np.ndarray, int]:
