@@ -133,10 +133,12 @@ def phase(system: System, request: dict[str, np.ndarray], seconds: float, loads:
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load)
         ends = time.perf_counter() + seconds
-        while (began := time.perf_counter()) < ends:
-            system.client.predict("ranker", request)
-            found.append((time.perf_counter() - began) * 1e3)
-        stop.set()
+        try:
+            while (began := time.perf_counter()) < ends:
+                system.client.predict("ranker", request)
+                found.append((time.perf_counter() - began) * 1e3)
+        finally:
+            stop.set()
         loading.result()
     return np.array(found)
 

@@ -23,10 +23,14 @@ class ConfigWatch:
         self._thread = threading.Thread(target=self._run, name="config-watcher", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stops looking."""
+    def stop(self) -> None:
+        """Stops looking. Models that load now are not waited for."""
         self._stop.set()
-        self._thread.join()
+
+    def close(self, seconds: float) -> None:
+        """Waits until it has stopped, at most so long."""
+        self._stop.set()
+        self._thread.join(seconds)
 
     def _read(self) -> bytes | None:
         try:

@@ -11,14 +11,19 @@ def affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def usable_cores(root: Path = Path("/")) -> int:
+def capacity(root: Path = Path("/"), processes: int = 1) -> float:
     """Cores worth of time this process gets: its affinity, or less where the control group has a quota that
-    can be read."""
+    can be read, which `processes` of them share."""
     try:
         quota = cpu_quota(root)
     except (OSError, ValueError):
         quota = None
-    return affinity() if quota is None else max(1, min(affinity(), math.ceil(quota[0])))
+    return float(affinity()) if quota is None else min(float(affinity()), quota[0] / processes)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """The same in whole cores, at least one."""
+    return max(1, math.ceil(capacity(root)))
 
 
 def usable_core_numbers() -> list[int]:

@@ -3,7 +3,7 @@ waits for the answer any more."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -12,11 +12,13 @@ import numpy as np
 
 from jaxrank.manifest import Manifest, Signature
 from serving.auth import charge, require
-from serving.degradation import DEGRADATION, Degradation
+from serving.cpu_target import CpuTarget
+from serving.degradation import DEGRADATION, Degradation, DegradedModel
 from serving.errors import InvalidRequestError, StateVersionError
 from serving.host.program import count_candidates
 from serving.lifecycle.rollback import fault_in, fault_of
 from serving.lifecycle.shadow import Sample, Shadow
+from serving.model import Model
 from serving.monitoring.counts import RequestCounts
 from serving.monitoring.timeline import Exchange, copied_bytes
 from serving.repository import ModelRepository
@@ -74,6 +76,7 @@ class DataPlane:
     keeps: bool = False
     shadow: Shadow | None = None
     degradation: Degradation | None = None
+    cpu: CpuTarget | None = None
 
     def run(
         self,
@@ -94,10 +97,11 @@ class DataPlane:
         require("predict", ref.name)
         urgency.check()
         lent = self.repository.lend(ref.name, ref.version, ref.label, urgency.routing_key)
-        with lent as (model, version):
+        with lent as (model, version), self._answering(ref.name, model, urgency) as answering:
             timeline.model, timeline.version = ref.name, version
-            answering = model if self.degradation is None else self.degradation.of(ref.name, model)
             try:
+                if self.cpu is not None:
+                    self.cpu.check(urgency)
                 answering.refuse_late(urgency)
                 work = decode(model.manifest)
                 charge(max(1, count_candidates(work.inputs, model.manifest.signature)))
@@ -143,6 +147,8 @@ class DataPlane:
         timeline = urgency.timeline
         with self.repository.lend(ref.name, ref.version, ref.label, urgency.routing_key) as (model, version):
             timeline.model, timeline.version = ref.name, version
+            if self.cpu is not None:
+                self.cpu.check(urgency)
             inputs = decode(model.manifest)
             timeline.decode = (timeline.began, time.monotonic())
             timeline.decoded_bytes = copied_bytes(inputs)
@@ -150,6 +156,14 @@ class DataPlane:
             with self._budget(urgency) as budget:
                 prepared = model.prepare(inputs, urgency, budget)
         return Handle(version, prepared.digest), prepared.seconds
+
+    def _answering(
+        self, name: str, model: Model, urgency: Urgency
+    ) -> AbstractContextManager[Model | DegradedModel]:
+        """What answers a request to a model, at the model's level of degradation."""
+        if self.degradation is None:
+            return nullcontext(model)
+        return self.degradation.answering(name, model, urgency)
 
     def _shadow(
         self, name: str, version: int, work: Work, outputs: Mapping[str, np.ndarray], urgency: Urgency

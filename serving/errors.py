@@ -122,6 +122,10 @@ class OverloadedError(ServingError):
     reason = "overloaded"
 
 
+QUOTA, STOPPING = "quota", "stopping"
+"""`OverloadedError.reason` of a caller that sends more than it may, and of a server that ends."""
+
+
 class DeadlineError(ServingError):
     """The deadline passed before the answer was there."""
 

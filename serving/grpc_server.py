@@ -17,6 +17,8 @@ from jaxrank.errors import JaxrankError
 from serving.admission import MESSAGE_SECONDS, Admission
 from serving.auth import Access
 from serving.config_watch import ConfigWatch
+from serving.cores import capacity
+from serving.cpu_target import CpuTarget
 from serving.data_plane import DataPlane
 from serving.degradation import Degradation, DegradationError, load_degradation_config
 from serving.errors import LabelError
@@ -40,6 +42,7 @@ from serving.scheduling import SchedulingOptions
 from serving.state import StateCache
 from serving.tiers.config import load_config
 from serving.tiers.placement import Tiers
+from serving.tls import Tls
 from serving.wire.reflection import (
     INFERENCE_SERVICE,
     MODEL_SERVICE,
@@ -78,7 +81,7 @@ class ServerOptions:
         config_file: looked at every `config_poll_seconds` for other models; None: never.
         socket_path: a Unix socket on which gRPC is answered, too.
         channel_arguments: gRPC's own; they win over ours.
-        credentials: TLS of the gRPC port; None: in the clear.
+        tls: of the gRPC port and, without `rest_plaintext`, of HTTP; None: in the clear.
         rest_port: where HTTP is answered; None: nowhere.
     """
 
@@ -102,8 +105,9 @@ class ServerOptions:
     config_poll_seconds: float = 0.0
     socket_path: str | None = None
     channel_arguments: Sequence[tuple[str, int | str]] = ()
-    credentials: grpc.ServerCredentials | None = None
+    tls: Tls | None = None
     rest_port: int | None = None
+    rest_plaintext: bool = False
     rest_timeout_seconds: float = 30.0
     cors: bool = False
     tables_config: Path | None = None
@@ -113,6 +117,8 @@ class ServerOptions:
     """Of request sides that are kept for the next slice of the same request; 0: none are. docs/state.md."""
     state_ttl_ms: float = 5000.0
     lifecycle: LifecycleOptions = LifecycleOptions()
+    cpu_target: float | None = None
+    """Share of its CPUs that the server stays under; None for all. docs/overload.md."""
     degradation_config: Path | None = None
     """What models may leave out under overload; docs/overload.md."""
     auth_config: Path | None = None
@@ -154,16 +160,21 @@ class Server:
             one_of_many=options.member is not None,
         )
         self._workers = Workers(options.workers)
-        self._monitor = Monitor(options.monitoring, self.repository)
-        ended = self._monitor.ended
+        processes = 1 if options.member is None else options.member.place.count
+        cpu = CpuTarget(capacity(processes=processes), options.cpu_target)
         self._shadow = Shadow(self.repository.lend)
         self.degradation = (
             None
             if options.degradation_config is None
             else Degradation(
-                load_degradation_config(options.degradation_config), self.repository.lend, self._workers.waits
+                load_degradation_config(options.degradation_config),
+                self.repository.lend,
+                self._workers.waits,
+                cpu,
             )
         )
+        self._monitor = Monitor(options.monitoring, self.repository, cpu, self.degradation)
+        ended = self._monitor.ended
         data_plane = DataPlane(
             self.repository,
             self._tiers,
@@ -171,6 +182,7 @@ class Server:
             self._monitor.keeps,
             self._shadow,
             self.degradation,
+            cpu,
         )
         kserve = KServe(data_plane)
         size = options.max_message_mib << 20
@@ -210,7 +222,8 @@ class Server:
             self.repository.scan()
             options.member.wait_for_others()
         host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
-        port = self._listen(f"{host}:{options.port}", options.credentials)
+        credentials = None if options.tls is None else options.tls.credentials()
+        port = self._listen(f"{host}:{options.port}", credentials)
         if options.socket_path is not None:
             self._listen(f"unix:{options.socket_path}", None)
         self.address = f"{host}:{port}"
@@ -254,9 +267,9 @@ class Server:
         """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
         grace period, and closes every model that no request uses. Returns whether all had finished."""
         self._stopped.set()
-        self._health_watch.join()
         if self._config_watch is not None:
-            self._config_watch.close()
+            self._config_watch.stop()
+        self._health_watch.join(_ARRIVAL_SECONDS)
         self._health.enter_graceful_shutdown()
         ends = time.monotonic() + self._options.grace_seconds
         # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
@@ -276,6 +289,8 @@ class Server:
         if self._access is not None:
             self._access.close()
         self.repository.close()
+        if self._config_watch is not None:
+            self._config_watch.close(_ARRIVAL_SECONDS)
         if self._tiers is not None:
             self._tiers.close()
         return finished
@@ -303,6 +318,7 @@ class Server:
             max_requests=self._workers.most_requests,
             cors=options.cors,
             share_port=options.member is not None,
+            tls=None if options.tls is None or options.rest_plaintext else options.tls.context(),
         )
         try:
             return RestServer(
@@ -348,7 +364,8 @@ def serve(options: ServerOptions) -> bool:
         options.member.serving(when_alone=done.set)
     models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
     if server.rest_address is not None:
-        log.info("HTTP on %s", server.rest_address)
+        clear = options.tls is None or options.rest_plaintext
+        log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
     log.info("serving on %s: %s", server.address, models or "no models yet")
     done.wait()
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)

@@ -9,25 +9,18 @@ unloaded, as in TensorFlow Serving.
 """
 
 import logging
-import math
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxrank.bundle import MANIFEST
 from jaxrank.errors import JaxrankError
+from serving.background import Aside
 from serving.engines import StreamSchedulers
-from serving.errors import (
-    InvalidRequestError,
-    LabelError,
-    ModelNotFoundError,
-    ModelsNotLoadedError,
-    ModelUnavailableError,
-)
-from serving.lifecycle import LifecycleOptions
+from serving.errors import ModelNotFoundError, ModelsNotLoadedError, ModelUnavailableError
+from serving.lifecycle import LifecycleOptions, records
 from serving.lifecycle.loading import Loader
 from serving.lifecycle.memory import MemoryUse, Resident, resident_files
 from serving.lifecycle.rollback import Outcomes, Probation
@@ -35,18 +28,26 @@ from serving.lifecycle.trials import Trial, is_drawn, split
 from serving.model import Model
 from serving.model_config import ModelConfig
 from serving.scheduling import SchedulingOptions, StreamLoad
-from serving.state import StateCache
+from serving.state import StateCache, StateCounts
 from serving.tiers.hot_rows import CacheCounts
 from serving.tiers.placement import Tiers
-from serving.versions import Directories, Failure, Served, State, VersionStatus, files_of, retry_after
+from serving.versions import (
+    Directories,
+    Failures,
+    Files,
+    Labels,
+    Served,
+    Statuses,
+    VersionStatus,
+    answering,
+    event,
+    files_of,
+)
 
 log = logging.getLogger("jaxrank")
 
 _STOP_SECONDS = 1.0
-"""What a call that runs on a device when everything else has ended may take."""
-
-_ENDED = 32
-"""Versions of a model that are remembered after they ended."""
+"""What may still run when everything else has ended may take: a call on a device, a version that loads."""
 
 
 class ModelRepository:
@@ -82,23 +83,21 @@ class ModelRepository:
         self._lifecycle = lifecycle or LifecycleOptions()
         self._schedulers = StreamSchedulers(streams, scheduling)
         self._loader = Loader(self._lifecycle, self._schedulers, target, engine, tiers, states)
-        self._load_retries, self._retry_seconds = load_retries, retry_seconds
-        self._labels_of_unavailable = labels_of_unavailable
         self._directories = Directories()
         self._served: dict[str, dict[int, Served]] = {}
-        self._statuses: dict[str, dict[int, VersionStatus]] = {}
-        self._failed: dict[tuple[str, int], Failure] = {}
+        self._statuses = Statuses()
+        self._failed = Failures(load_retries, retry_seconds)
         self._open: list[Served] = []
         """Served, or retired with requests in flight: what takes memory."""
         self._probations: dict[str, Probation] = {}
         self._trials: dict[str, Trial] = {}
-        self._labels: dict[str, Mapping[str, int]] = {}
+        self._labels = Labels(labels_of_unavailable)
         self._unloaded: set[str] = set()
         self._scanned = False
         self._lock = threading.Lock()
         self._scanning = threading.RLock()  # never taken while `_lock` is held
         self._stop = threading.Event()
-        self._watchers: list[threading.Thread] = []
+        self._watching, self._aside = Aside(), Aside()
 
     # --- requests ---
 
@@ -115,7 +114,9 @@ class ModelRepository:
         trial = self._trials.get(name)
         canary = trial is not None and version is None and label is None and is_drawn(key, trial.canary)
         with self._lock:
-            served = self._find(name, self._labelled(name, label) if label is not None else version, canary)
+            served = self._find(
+                name, self._labels.version(name, label) if label is not None else version, canary
+            )
             served.users += 1
         try:
             yield served.model, served.version
@@ -124,7 +125,7 @@ class ModelRepository:
                 served.users -= 1
                 close = served.retired and not served.users
             if close:
-                self._end(name, served)
+                self._aside.do(f"close-{name}", self._end, name, served)
 
     def judge(self, name: str, version: int, fault: str) -> None:
         """Counts how a request of a version ended (`fault` is empty where it went well), and switches back to
@@ -145,12 +146,13 @@ class ModelRepository:
             del self._probations[name]
             if verdict and old is not None:
                 old.standby = False
-                self._failed[name, version] = Failure(new.files, 1, math.inf)
+                self._failed.give_up(name, version, new.files)
             leaves = new if verdict else old if old is not None and old.standby else None
         if verdict:
             log.error("model %s: version %d is %s", name, version, verdict)
-        if leaves is not None:
-            self._retire(name, leaves.version, verdict)
+            self._aside.do(f"remember-{name}", records.remember, new.path, new.files, verdict)
+        if leaves is not None and (unused := self._take_out(name, leaves.version, verdict)) is not None:
+            self._aside.do(f"close-{name}", self._end, name, unused)
 
     def shadow_of(self, name: str, version: int) -> int | None:
         """The version under trial that is to score a request, too, which `version` answered; None for none.
@@ -160,8 +162,8 @@ class ModelRepository:
             return None
         with self._lock:
             versions = self._served.get(name)
-            answering, tried = split(_answering(versions), trial) if versions else (None, None)
-        return tried if version == answering else None
+            first, tried = split(answering(versions), trial) if versions else (None, None)
+        return tried if version == first else None
 
     def memory(self, name: str) -> dict[int, tuple[MemoryUse, dict[str, Resident]]]:
         """What each served version of a model takes when all of it is resident, and what of its files is
@@ -175,7 +177,7 @@ class ModelRepository:
     def loaded(self) -> dict[str, int]:
         """Highest served version of every model."""
         with self._lock:
-            return {name: max(_answering(versions)) for name, versions in sorted(self._served.items())}
+            return {name: max(answering(versions)) for name, versions in sorted(self._served.items())}
 
     def served_versions(self, name: str) -> list[int]:
         """All served versions of a model, lowest first. Raises as `lend` does for an unknown model."""
@@ -191,30 +193,40 @@ class ModelRepository:
         `InvalidRequestError` for an unknown label."""
         with self._lock:
             if label is not None:
-                version = self._labelled(name, label)
-            known = self._statuses.get(name, {})
-            if version is None and known:
-                return [known[v] for v in sorted(known, reverse=True)]
-            if version is not None and version in known:
-                return [known[version]]
-        shown = name[:200]
-        what = "any versions" if version is None else f"version {version}"
-        raise ModelNotFoundError(f"Could not find {what} of model {shown}")
+                version = self._labels.version(name, label)
+            return self._statuses.find(name, version)
 
     def known(self) -> list[str]:
         """Names of all models that are, or were, served or failed to load."""
         with self._lock:
-            return sorted(self._statuses)
+            return self._statuses.names()
+
+    def known_versions(self) -> dict[tuple[str, int], VersionStatus]:
+        """What became of all versions, by model and version."""
+        with self._lock:
+            return {(n, v): s for n in self._statuses.names() for v, s in self._statuses.of(n).items()}
 
     def loads(self) -> dict[str, StreamLoad]:
         """How busy each device is, by its driver."""
         return self._schedulers.loads()
 
+    def served(self) -> dict[tuple[str, int], Model]:
+        """The models that answer, by name and version."""
+        with self._lock:
+            return {
+                (name, version): served.model
+                for name, versions in sorted(self._served.items())
+                for version, served in sorted(versions.items())
+            }
+
     def caches(self) -> dict[tuple[str, int], dict[str, CacheCounts]]:
         """What became of lookups in the memory before stored tables, by model and version, and table."""
-        with self._lock:
-            served = {(n, v): s.model for n, versions in self._served.items() for v, s in versions.items()}
-        return {key: model.caches() for key, model in served.items()}
+        return {key: model.caches() for key, model in self.served().items()}
+
+    def state_counts(self) -> dict[tuple[str, int], StateCounts]:
+        """What was found of kept request sides, by model and version; of those that keep any."""
+        found = {key: model.state_counts for key, model in self.served().items()}
+        return {key: counts for key, counts in found.items() if counts is not None}
 
     # --- what to serve ---
 
@@ -225,22 +237,23 @@ class ModelRepository:
             configs = self._configs()
             if configs is not None:
                 for config in configs.values():
+                    if self._stop.is_set():
+                        return
                     if config.name not in self._unloaded:
                         self._update(config)
                 for name in self._served.keys() - configs.keys():
                     log.warning("model %s is no longer there; unloaded", name)
                     self._retire_all(name)
                 with self._lock:
-                    for key in [key for key in self._failed if key[0] not in configs]:
-                        del self._failed[key]
+                    for name in self._failed.models() - configs.keys():
+                        self._failed.forget(name)
+                        self._statuses.gone(name, self._served.get(name, {}))
             with self._lock:
                 self._scanned = True
 
     def update_tables(self) -> None:
         """Applies the deltas that have come for the tables of every served version."""
-        with self._lock:
-            served = [(name, version) for name, versions in self._served.items() for version in versions]
-        for name, version in served:
+        for name, version in self.served():
             with suppress(ModelNotFoundError, ModelUnavailableError), self.lend(name, version) as (model, _):
                 model.update_tables()
 
@@ -255,9 +268,7 @@ class ModelRepository:
                     log.exception("looking for new %s failed; trying again in %s s", what, seconds)
 
         for what, look in (("versions", self.scan), ("deltas", self.update_tables)):
-            thread = threading.Thread(target=run, args=(what, look), name=f"watcher-{what}", daemon=True)
-            self._watchers.append(thread)
-            thread.start()
+            self._watching.do(f"watcher-{what}", run, what, look)
 
     def reconfigure(self, models: Sequence[ModelConfig]) -> None:
         """Serves exactly these models from now on; returns when they are loaded.
@@ -283,6 +294,10 @@ class ModelRepository:
         if not isinstance(self._models, Path):
             self._assign_labels(self._models)
 
+    def _assign_labels(self, models: Sequence[ModelConfig]) -> None:
+        with self._lock:
+            self._labels.assign(models, self._served)
+
     def load(self, name: str) -> None:
         """Loads a model that was unloaded, or tries again what failed. Raises as `lend` does."""
         with self._scanning:
@@ -292,8 +307,9 @@ class ModelRepository:
                     raise self._unknown(name)
             self._unloaded.discard(name)
             with self._lock:
-                for key in [key for key in self._failed if key[0] == name]:
-                    del self._failed[key]
+                self._failed.forget(name)
+            for path in (self._directories.versions(configs[name].base_path) or {}).values():
+                records.forget(path)
             self._update(configs[name])
             self.served_versions(name)
 
@@ -308,13 +324,14 @@ class ModelRepository:
             self._retire_all(name)
 
     def close(self) -> None:
-        """Stops watching and closes every model that no request uses; the others close with their last
-        one."""
-        self._stop.set()
-        for watcher in self._watchers:
-            watcher.join()
+        """Stops watching and closes every model that no request uses; the others close with their last one.
+        A version that is just loading is waited for, but not for long: it is not served any more."""
+        with self._lock:
+            self._stop.set()
+        self._watching.join(_STOP_SECONDS)
         for name in list(self._served):
             self._retire_all(name)
+        self._aside.join(_STOP_SECONDS)
         self._schedulers.close(_STOP_SECONDS)
 
     # --- inside; `_lock` is held ---
@@ -324,7 +341,7 @@ class ModelRepository:
         if versions is None:
             raise self._unknown(name)
         if version is None:
-            version, tried = split(_answering(versions), self._trials.get(name))
+            version, tried = split(answering(versions), self._trials.get(name))
             version = tried if canary and tried is not None else version
         found = versions.get(version)
         if found is None:
@@ -335,35 +352,19 @@ class ModelRepository:
             )
         return found
 
-    def _labelled(self, name: str, label: str) -> int:
-        labels = self._labels.get(name, {})
-        if label not in labels:
-            there = ", ".join(sorted(labels)) or "none"
-            raise InvalidRequestError(
-                f"Unrecognized servable version label: {label[:200]}; labels of model {name[:200]!r}: {there}"
-            )
-        return labels[label]
-
     def _unknown(self, name: str) -> Exception:
         shown = name[:200]
-        failed = [version for model, version in self._failed if model == name]
+        failed = self._failed.of(name)
         if name in self._unloaded:
             return ModelUnavailableError(f"model {shown!r} was unloaded; load it again")
         if failed:
             return ModelUnavailableError(
-                f"model {shown!r} has no version that loads (tried {sorted(failed)}); see the log"
+                f"model {shown!r} has no version that loads (tried {failed}); see the log"
             )
         if not self._scanned:
             return ModelUnavailableError(f"model {shown!r} is not loaded yet; the server is starting")
         there = ", ".join(sorted(self._served)) or "none"
         return ModelNotFoundError(f"there is no model {shown!r}; models: {there}")
-
-    def _set_status(self, name: str, version: int, state: State, error: str = "") -> None:
-        known = self._statuses.setdefault(name, {})
-        known[version] = VersionStatus(version, state, error)
-        ended = sorted(v for v, status in known.items() if status.state == "END")
-        for old in ended[:-_ENDED]:
-            del known[old]
 
     # --- inside; `_scanning` is held ---
 
@@ -392,13 +393,15 @@ class ModelRepository:
         for version in candidates:
             if len(keep) == policy.latest:
                 break
+            if self._stop.is_set():
+                return
             if self._serve(name, version, versions[version]):
                 keep.add(version)
         for version in self._leaving(name, keep, versions, candidates):
             self._retire(name, version)
         with self._lock:
-            for key in [key for key in self._failed if key[0] == name and key[1] not in versions]:
-                del self._failed[key]
+            self._failed.forget(name, but=versions)
+            self._statuses.gone(name, versions.keys() | self._served.get(name, {}).keys())
 
     def _leaving(
         self, name: str, keep: set[int], versions: Mapping[int, Path], candidates: Sequence[int]
@@ -417,7 +420,7 @@ class ModelRepository:
             for version in served.keys() - kept:
                 if version not in versions:
                     message = "model %s: version %d is gone; unloaded"
-                    log.warning(message, name, version, extra=_event(name, version, "END"))
+                    log.warning(message, name, version, extra=event(name, version, "END"))
                 elif candidates and not kept:
                     continue  # what is wanted does not load: what there is goes on
                 elif probation is not None and version == probation.fallback and version in candidates:
@@ -430,7 +433,6 @@ class ModelRepository:
         """Loads a version where it is new or changed. Returns whether it is served, in its old state at
         least: what is loaded is better than an older version, whatever became of its files."""
         served = self._served.get(name, {}).get(version)
-        failure = self._failed.get((name, version))
         try:
             stamp = (path / MANIFEST).stat().st_mtime_ns
             if served is not None and served.stamp == stamp:
@@ -438,37 +440,46 @@ class ModelRepository:
             files = files_of(path)
         except OSError:
             return served is not None  # it went away while we looked; the next scan knows more
-        if failure is not None and failure.files == files and time.monotonic() < failure.again_at:
+        if self._failed.is_pending(name, version, files):
             return served is not None
         if served is None:
             with self._lock:
-                self._set_status(name, version, "LOADING")
+                self._statuses.set(name, version, "LOADING")
         try:
             with self._lock:
                 in_use = sum(s.memory.total for s in self._open)
+            if self._lifecycle.rollback_requests:
+                records.check(path, files)
             model, memory = self._loader.load(name, path, in_use)
         except Exception as error:  # one bad bundle must not keep others from being served
-            attempts = failure.attempts + 1 if failure is not None and failure.files == files else 1
-            self._failed_to_load(name, version, Failure(files, attempts, 0.0), error)
+            self._failed_to_load(name, version, files, error)
             return served is not None
-        window = self._lifecycle.rollback_requests
-        new = Served(version, model, path, stamp, files, memory, Outcomes(window))
+        new = Served(version, model, path, stamp, files, memory, Outcomes(self._lifecycle.rollback_requests))
         with self._lock:
-            self._failed.pop((name, version), None)
-            versions = self._served.setdefault(name, {})
-            if versions and version > max(versions) and window:
-                self._begin_probation(name, version, max(_answering(versions)))
-            old = versions.get(version)
-            versions[version] = new
-            self._open.append(new)
-            self._set_status(name, version, "AVAILABLE")
+            stopped = self._stop.is_set()
+            old = None if stopped else self._switch_to(name, new)
             close = old is not None and not old.users
-            if old is not None:
-                old.retired = True
+        if stopped:
+            model.close()
+            return False
         if old is not None and close:
             self._end(name, old)
-        log.info("model %s: serving version %d", name, version, extra=_event(name, version, "AVAILABLE"))
+        log.info("model %s: serving version %d", name, version, extra=event(name, version, "AVAILABLE"))
         return True
+
+    def _switch_to(self, name: str, new: Served) -> Served | None:
+        """Serves a version; `_lock` is held. Returns the one of the same number that it replaces, if any."""
+        self._failed.loaded(name, new.version)
+        versions = self._served.setdefault(name, {})
+        if versions and new.version > max(versions) and self._lifecycle.rollback_requests:
+            self._begin_probation(name, new.version, max(answering(versions)))
+        old = versions.get(new.version)
+        versions[new.version] = new
+        self._open.append(new)
+        self._statuses.set(name, new.version, "AVAILABLE")
+        if old is not None:
+            old.retired = True
+        return old
 
     def _begin_probation(self, name: str, version: int, answering: int) -> None:
         """`_lock` is held."""
@@ -479,49 +490,47 @@ class ModelRepository:
             version, fallback, self._lifecycle.rollback_requests, self._lifecycle.rollback_share
         )
 
-    def _failed_to_load(self, name: str, version: int, failure: Failure, error: Exception) -> None:
-        seconds = retry_after(error, failure.attempts, self._load_retries, self._retry_seconds)
-        at = math.inf if seconds is None else time.monotonic() + seconds
+    def _failed_to_load(self, name: str, version: int, files: Files, error: Exception) -> None:
         expected = isinstance(error, JaxrankError | OSError)
         reason = str(error) if expected else repr(error)
         with self._lock:
-            self._failed[name, version] = Failure(failure.files, failure.attempts, at)
+            attempts, wait = self._failed.add(name, version, files, error)
+            state = "END" if wait is None else "LOADING"
             served = sorted(self._served.get(name, {}))
             if version not in served:
-                self._set_status(name, version, "END" if seconds is None else "LOADING", reason)
+                self._statuses.set(name, version, state, reason)
         log.error(
             "model %s: version %d does not load, %s, %s: %s",
             name,
             version,
             f"version {', '.join(map(str, served))} keeps serving" if served else "no version is served",
-            f"tried again in {seconds:g} s"
-            if seconds is not None
-            else "not tried again until its files change",
+            f"tried again in {wait:g} s" if wait is not None else "not tried again until its files change",
             reason,
             exc_info=None if expected else error,
-            extra={
-                **_event(name, version, "LOADING" if seconds is not None else "END"),
-                "attempts": failure.attempts,
-            },
+            extra={**event(name, version, state), "attempts": attempts},
         )
 
     def _retire_all(self, name: str) -> None:
         for version in list(self._served.get(name, {})):
             self._retire(name, version)
 
-    def _retire(self, name: str, version: int, error: str = "") -> None:
-        """Takes a version out of service, if it still is in; `error` is why, where it failed."""
+    def _retire(self, name: str, version: int) -> None:
+        """Takes a version out of service, and closes it or leaves that to its last request."""
+        if (unused := self._take_out(name, version)) is not None:
+            self._end(name, unused)
+
+    def _take_out(self, name: str, version: int, error: str = "") -> Served | None:
+        """Takes a version out of service, if it still is in; `error` is why, where it failed. Returns it if
+        no request uses it: it is to be closed now."""
         with self._lock:
             served = self._served.get(name, {}).pop(version, None)
             if served is None:
-                return
+                return None
             if not self._served[name]:
                 del self._served[name]
             served.retired = True
-            self._set_status(name, version, "UNLOADING", error)
-            close = not served.users
-        if close:
-            self._end(name, served)
+            self._statuses.set(name, version, "UNLOADING", error)
+            return None if served.users else served
 
     def _end(self, name: str, served: Served) -> None:
         """Closes a retired version that no request uses."""
@@ -529,29 +538,5 @@ class ModelRepository:
         with self._lock:
             self._open.remove(served)
             if served.version not in self._served.get(name, {}):
-                error = self._statuses[name][served.version].error
-                self._set_status(name, served.version, "END", error)
-
-    def _assign_labels(self, models: Sequence[ModelConfig]) -> None:
-        with self._lock:
-            for config in models:
-                now = self._labels.get(config.name, {})
-                for label, version in config.labels.items():
-                    new = label not in now and self._labels_of_unavailable
-                    if version not in self._served.get(config.name, {}) and not new:
-                        raise LabelError(
-                            f"Request to assign label {label[:200]!r} to version {version} of model "
-                            f"{config.name[:200]}, which is not currently available for inference; load it "
-                            "first, or start with --allow_version_labels_for_unavailable_models"
-                        )
-            self._labels = {config.name: dict(config.labels) for config in models}
-
-
-def _event(name: str, version: int, state: State) -> dict[str, object]:
-    """Fields of a version's event in a log of JSON."""
-    return {"model": name, "version": version, "state": state}
-
-
-def _answering(versions: Mapping[int, Served]) -> list[int]:
-    """Those of a model's versions that answer requests which name none; there is one."""
-    return [version for version, served in versions.items() if not served.standby] or list(versions)
+                error = self._statuses.of(name)[served.version].error
+                self._statuses.set(name, served.version, "END", error)

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import math
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from serving.monitoring.ended import Ended
 from serving.monitoring.timeline import TRACEPARENT, UNROUTED, Timeline
 from serving.protocols.json_tensors import dumps
 from serving.scheduling import ANY_TIME, PRIORITY, Urgency, priority_of
+from serving.tls import subject_of
 from serving.workers import Workers
 
 log = logging.getLogger("jaxrank")
@@ -97,6 +99,7 @@ class RestOptions:
     """In which the headers of a request must come."""
     share_port: bool = False
     """Whether other processes listen on the port, too."""
+    tls: ssl.SSLContext | None = None
 
 
 class RestServer:
@@ -123,7 +126,7 @@ class RestServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         self._thread.start()
         try:
-            self._runner, self.port = self._on_loop(self._start())
+            self._listener, self.port = self._on_loop(self._start())
         except OSError:
             self._close_loop()
             raise
@@ -142,7 +145,7 @@ class RestServer:
         self._loop.close()
         self._operator.shutdown()
 
-    async def _start(self) -> tuple[web.ServerRunner, int]:
+    async def _start(self) -> tuple[asyncio.Server, int]:
         self._http = _BoundedServer(
             self._respond,
             self._options,
@@ -151,26 +154,25 @@ class RestServer:
             keepalive_timeout=_SECONDS_OF_IDLENESS,
             logger=_protocol_log,
         )
-        runner = web.ServerRunner(self._http)
-        await runner.setup()
-        try:
-            await web.TCPSite(
-                runner, self._options.host, self._options.port, reuse_port=self._options.share_port
-            ).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        return runner, runner.addresses[0][1]
+        tls = self._options.tls
+        listener = await self._loop.create_server(
+            self._http,
+            self._options.host,
+            self._options.port,
+            reuse_port=self._options.share_port or None,
+            ssl=tls,
+            # A connection counts, and its headers are waited for, from the end of its handshake.
+            ssl_handshake_timeout=None if tls is None else self._options.header_seconds,
+        )
+        return listener, listener.sockets[0].getsockname()[1]
 
     async def _finish(self, seconds: float) -> None:
-        for site in list(self._runner.sites):
-            await site.stop()
+        self._listener.close()
         ends = time.monotonic() + seconds
         while self._requests and time.monotonic() < ends:
             await asyncio.sleep(0.01)
         self._http.close_idle()
         await self._http.shutdown(0.1)
-        await self._runner.cleanup()
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         self._http.busy(request)
@@ -226,7 +228,9 @@ class RestServer:
     def _caller(self, request: web.BaseRequest) -> Caller | None:
         if self._access is None or request.path in _OPEN:
             return None
-        return self._access.caller(request.headers.get("Authorization"))
+        certificate = request.transport.get_extra_info("peercert") if request.transport else None
+        subject = subject_of(certificate) if certificate else None
+        return self._access.caller(request.headers.get("Authorization"), [subject] if subject else [])
 
     async def _body(self, request: web.BaseRequest) -> bytes | None:
         """The body, or None for one that is too large."""

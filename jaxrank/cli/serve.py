@@ -64,8 +64,15 @@ def serve(
         str, typer.Option(help="gRPC server arguments: grpc.max_connection_age_ms=2000,...")
     ] = "",
     ssl_config_file: Annotated[
-        Path | None, typer.Option(help="TensorFlow Serving's SSLConfig as text: TLS on the gRPC port.")
+        Path | None, typer.Option(help="TensorFlow Serving's SSLConfig as text: TLS on both ports.")
     ] = None,
+    rest_api_plaintext: Annotated[
+        bool,
+        typer.Option(
+            "--rest-api-plaintext",
+            help="HTTP stays in the clear where --ssl-config-file gives gRPC TLS, as in TensorFlow Serving.",
+        ),
+    ] = False,
     enable_signature_method_name_check: Annotated[
         bool,
         typer.Option(
@@ -255,6 +262,17 @@ def serve(
     state_ttl_ms: Annotated[
         float, typer.Option(min=1.0, max=3_600_000.0, help="Milliseconds that one is kept.")
     ] = 5000.0,
+    cpu_target: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            metavar="FRACTION",
+            help="Share of the CPUs of this process (affinity, control group) that the server stays under: "
+            "beyond it, models give up quality as their --degradation-config allows, then requests are "
+            "refused. Without it the server uses all.",
+        ),
+    ] = None,
     degradation_config: Annotated[
         Path | None,
         typer.Option(
@@ -314,7 +332,7 @@ def serve(
     from serving.monitoring.options import METRICS_PATH, MonitoringOptions, read_metrics_path
     from serving.numa import nodes_of
     from serving.scheduling import SchedulingOptions
-    from serving.tls import read_credentials
+    from serving.tls import read_tls
 
     given = [v for v in (models_dir, model_base_path, model_config_file) if v is not None]
     if not given or (models_dir is not None and len(given) > 1):
@@ -388,7 +406,8 @@ def serve(
             cors=rest_api_enable_cors_support,
             socket_path=grpc_socket_path or None,
             channel_arguments=channel_arguments(grpc_channel_arguments),
-            credentials=None if ssl_config_file is None else read_credentials(ssl_config_file),
+            tls=None if ssl_config_file is None else read_tls(ssl_config_file),
+            rest_plaintext=rest_api_plaintext,
             check_method=enable_signature_method_name_check,
             tensor_content=enable_serialization_as_tensor_content,
             target=target,
@@ -418,15 +437,16 @@ def serve(
             state_cache_mb=state_cache_mb,
             state_ttl_ms=state_ttl_ms,
             lifecycle=lifecycle,
+            cpu_target=cpu_target,
             degradation_config=degradation_config,
             auth_config=auth_config,
             member=member,
         )
     )
-    if not finished:
-        # Python would wait for the threads that are still at work: the grace period is a limit.
-        logging.shutdown()
-        os._exit(1)
+    # Python would wait for threads that are still at work, such as one that loads a version: the grace period
+    # is a limit.
+    logging.shutdown()
+    os._exit(0 if finished else 1)
 
 
 def _choose_allocator(wanted: str) -> None:

@@ -51,6 +51,7 @@ _REFUSED_WHEN_TRUE = ("use-alts-credentials",)
 _SWITCHES = (
     "enable-batching",
     "rest-api-enable-cors-support",
+    "rest-api-plaintext",
     "allow-version-labels-for-unavailable-models",
     "enable-signature-method-name-check",
     "enable-serialization-as-tensor-content",

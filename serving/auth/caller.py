@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 from serving.auth.config import ALL_MODELS, CallerConfig, Permission
 from serving.auth.quota import TokenBucket
-from serving.errors import OverloadedError, PermissionDeniedError
+from serving.errors import QUOTA, OverloadedError, PermissionDeniedError
 
 
 class Caller:
@@ -37,7 +37,8 @@ class Caller:
         if bucket is not None and seconds:
             raise OverloadedError(
                 f"caller {self.config.name!r} has used its quota of {bucket.rate:g} {what} a second; try "
-                f"again in {seconds:.2f} s"
+                f"again in {seconds:.2f} s",
+                QUOTA,
             )
 
 

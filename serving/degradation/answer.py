@@ -32,7 +32,6 @@ Lend = Callable[[str], AbstractContextManager[tuple[Model, int]]]
 """A served model by name, and its version. Raises `ModelNotFoundError` or `ModelUnavailableError`."""
 
 _ABSENT = (ModelNotFoundError, ModelUnavailableError)
-_LATE = (DeadlineError, OverloadedError)
 
 
 class DegradedModel:
@@ -49,14 +48,13 @@ class DegradedModel:
 
     def refuse_late(self, urgency: Urgency) -> None:
         """As `Model.refuse_late`, for the model that will answer."""
-        with self._tally.missed_by(*_LATE):
-            if self._reductions.model is not None:
-                try:
-                    with self._lend(self._reductions.model) as (other, _):
-                        return other.refuse_late(urgency)
-                except _ABSENT:  # `predict` says so
-                    pass
-            self._model.refuse_late(urgency)
+        if self._reductions.model is not None:
+            try:
+                with self._lend(self._reductions.model) as (other, _):
+                    return other.refuse_late(urgency)
+            except _ABSENT:  # `predict` says so
+                pass
+        self._model.refuse_late(urgency)
 
     def predict(
         self,
@@ -75,9 +73,7 @@ class DegradedModel:
         def other(features: Features, name: str) -> Scores | None:
             return self._by_other(name, features, names, urgency, budget)
 
-        with self._tally.missed_by(*_LATE):
-            found = self._reduced(inputs, own, other)
-        self._tally.answered(self._level)
+        found = self._reduced(inputs, own, other)
         if self._level:
             urgency.remarks[DEGRADATION] = ";".join(self._remarks)
         return found
@@ -119,7 +115,13 @@ class DegradedModel:
         exact = score(take_candidates(inputs, signature, chosen))
         by_other: Scores = {}
         if step.rest is not None:
-            by_other = other(take_candidates(inputs, signature, ~chosen), step.rest) or {}
+            try:
+                by_other = other(take_candidates(inputs, signature, ~chosen), step.rest) or {}
+            except (
+                OverloadedError,
+                DeadlineError,
+            ) as error:  # the best are scored: the prior orders the rest
+                self._skip(f"rest:{quote(step.rest)}", error)
         found, order = {}, priors(inputs, step)
         for name, scores in exact.items():
             if name in by_other:

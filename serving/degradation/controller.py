@@ -1,8 +1,9 @@
 """Which level of degradation a model runs at: feedback once a second, with hysteresis.
 
-Pressure (late requests, or a queue) raises the level. Only a forecast lowers it: the costs of a request that
-were seen at each level say how busy the device would be at the lower one for the requests that come now. Load
-that goes away therefore gives quality back within seconds, and load that stays does not make the level swing.
+Pressure (late requests, a queue, or more use of the CPU than was asked for) raises the level. Only a forecast
+lowers it: the costs of a request that were seen at each level say how busy the device would be at the lower
+one for the requests that come now. Load that goes away therefore gives quality back within seconds, and load
+that stays does not make the level swing.
 """
 
 import math
@@ -15,9 +16,9 @@ _ENOUGH = 5
 _MISS_SHARE = 0.01
 """Of requests that were late, above which there is pressure."""
 _FULL = 0.95
-"""Share of the device that may be used at the level that is gone up to."""
+"""Share of what may be used that is used at the level that is gone up to."""
 _ROOM = 0.75
-"""Share of the device that may be used at the level that is gone down to."""
+"""The same at the level that is gone down to."""
 _BLIND_ROOM = 0.4
 """The same of what is used now, where the cost of a request at that level is not known."""
 _CALM_SECONDS, _MAX_CALM_SECONDS = 3.0, 120.0
@@ -35,8 +36,9 @@ class Observed:
         answered: requests that were answered.
         missed: requests that were refused for their deadline or ended after it.
         queue_s: mean seconds that requests waited for a thread and then for the device.
-        utilisation: share of the device, or of the CPU, that all models used, 0 to 1.
-        own: share that this model used.
+        utilisation: share of the device, or of what may be used of the CPU, that all models used. Above 1
+            where a target for the CPU was exceeded.
+        own: the part of it that this model used.
     """
 
     seconds: float
@@ -73,7 +75,7 @@ class Controller:
         self._raised = False
         self._calm, self._needed = 0.0, _CALM_SECONDS
         self._since_lowered = math.inf
-        self._rate = self._queue = 0.0
+        self._rate = self._queue = self._use = 0.0
 
     def update(self, seen: Observed) -> int:
         """The level for the next second."""
@@ -101,6 +103,7 @@ class Controller:
     def _learn(self, seen: Observed) -> None:
         self._rate += _NEWEST * (seen.rate - self._rate)
         self._queue += _NEWEST * (seen.queue_s - self._queue)
+        self._use += _NEWEST * (seen.utilisation - self._use)
         if self._steady and seen.answered >= _ENOUGH:
             cost = seen.own * seen.seconds / seen.answered
             known = self._costs.get(self.level, cost)
@@ -108,7 +111,9 @@ class Controller:
 
     def _is_pressed(self, seen: Observed) -> bool:
         late = seen.missed > _MISS_SHARE * (seen.answered + seen.missed)
-        return late or min(seen.queue_s, self._queue) > self._queue_s
+        return (
+            late or min(seen.queue_s, self._queue) > self._queue_s or min(seen.utilisation, self._use) > 1.0
+        )
 
     def _raise(self, seen: Observed) -> None:
         if self.level == self._levels:
@@ -129,6 +134,6 @@ class Controller:
         return seen.utilisation < _BLIND_ROOM if use is None else use < _ROOM
 
     def _forecast(self, seen: Observed, level: int) -> float | None:
-        """Share of the device that everything would use at a level; None for one that was never seen."""
+        """`Observed.utilisation` as it would be at a level; None for one that was never seen."""
         cost, rate = self._costs.get(level), max(seen.rate, self._rate)
         return None if cost is None else seen.utilisation - seen.own + rate * cost

@@ -3,12 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jaxrank.manifest import Manifest
-from serving.cores import usable_cores
-from serving.degradation.answer import DegradedModel, Lend
+from serving.cpu_target import CpuTarget
+from serving.degradation.answer import DEGRADATION, DegradedModel, Lend
 from serving.degradation.config import (
     DegradationConfig,
     DegradationError,
@@ -19,9 +20,15 @@ from serving.degradation.config import (
 from serving.degradation.controller import Controller, Observed
 from serving.degradation.reductions import check_reductions, check_replacement
 from serving.degradation.tally import Quality, Tally
-from serving.errors import ModelNotFoundError, ModelUnavailableError
+from serving.errors import (
+    QUOTA,
+    DeadlineError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    OverloadedError,
+)
 from serving.model import Model
-from serving.scheduling import KeyLoad
+from serving.scheduling import KeyLoad, Urgency
 
 log = logging.getLogger("jaxrank")
 
@@ -35,24 +42,32 @@ Waits = Callable[[], tuple[int, float]]
 class Degradation:
     """The levels of all models of a config. Thread-safe."""
 
-    def __init__(self, config: DegradationConfig, lend: Lend, waits: Waits, period: float = _PERIOD):
+    def __init__(
+        self, config: DegradationConfig, lend: Lend, waits: Waits, cpu: CpuTarget, period: float = _PERIOD
+    ):
         """
         Args:
             lend: gives the served models.
             waits: what the server's workers say of their queue.
+            cpu: what may be used of the CPU.
             period: seconds between looks.
         """
-        self._lend, self._waits, self._period = lend, waits, period
+        self._lend, self._waits, self._cpu, self._period = lend, waits, cpu, period
         self._governed = {name: _Governed(name, steps, lend) for name, steps in config.models.items()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="degradation", daemon=True)
         self._thread.start()
 
-    def of(self, name: str, model: Model) -> "Model | DegradedModel":
-        """What answers a request to a model of that name: the model itself, where the config does not name
-        it."""
+    @contextmanager
+    def answering(self, name: str, model: Model, urgency: Urgency) -> Iterator["Model | DegradedModel"]:
+        """What answers a request to a model of that name, which ends with the block: the model itself, where
+        the config does not name it."""
         governed = self._governed.get(name)
-        return model if governed is None else governed.now(model)
+        if governed is None:
+            yield model
+        else:
+            with governed.answering(model, urgency) as answering:
+                yield answering
 
     def check(self) -> None:
         """Raises `DegradationError` for a step that does not fit a model that is served now. Versions that
@@ -70,11 +85,14 @@ class Degradation:
         self._thread.join()
 
     def _watch(self) -> None:
-        machine = _Machine(self._waits)
+        machine = _Machine(self._waits, self._cpu)
         while not self._stop.wait(self._period):
             seen = machine.look()
-            for governed in self._governed.values():
-                governed.look(seen)
+            for name, governed in self._governed.items():
+                try:
+                    governed.look(seen)
+                except Exception:  # the levels of the others, and of the next second, must not end with it
+                    log.exception("model %s: its load cannot be observed; the level stays", name)
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class _Interval:
 
     seconds: float
     cpu: float
-    """Share of the usable cores."""
+    """Share of what may be used of the CPU; above 1 only where a target was exceeded."""
     queue_s: float
     """Mean wait for a worker."""
 
@@ -91,18 +109,21 @@ class _Interval:
 class _Machine:
     """The process as a whole."""
 
-    def __init__(self, waits: Waits):
-        self._waits, self._cores = waits, usable_cores()
+    def __init__(self, waits: Waits, cpu: CpuTarget):
+        self._waits, self._cpu = waits, cpu
         self._last = self._totals()
 
     def _totals(self) -> tuple[float, float, int, float]:
-        return time.monotonic(), time.process_time(), *self._waits()
+        return time.monotonic(), self._cpu.used(), *self._waits()
 
     def look(self) -> _Interval:
         now = self._totals()
-        seconds, cpu, requests, waited = (a - b for a, b in zip(now, self._last, strict=True))
+        seconds, used, requests, waited = (a - b for a, b in zip(now, self._last, strict=True))
         self._last = now
-        return _Interval(seconds, cpu / seconds / self._cores, waited / requests if requests else 0.0)
+        cpu = used / (seconds * self._cpu.seconds_per_second)
+        if self._cpu.share is None:
+            cpu = min(cpu, 1.0)
+        return _Interval(seconds, cpu, waited / requests if requests else 0.0)
 
 
 class _Governed:
@@ -117,9 +138,16 @@ class _Governed:
         self._last = (0, 0)
         self._load: dict[str, KeyLoad] = {}
 
-    def now(self, model: Model) -> DegradedModel:
+    @contextmanager
+    def answering(self, model: Model, urgency: Urgency) -> Iterator[DegradedModel]:
         level = self._level
-        return DegradedModel(model, level, self._reductions[level], self._lend, self._tally)
+        try:
+            yield DegradedModel(model, level, self._reductions[level], self._lend, self._tally)
+        except (DeadlineError, OverloadedError) as error:
+            if error.reason != QUOTA:  # that says nothing of the server
+                self._tally.count(missed=1)
+            raise
+        self._tally.answered(level if DEGRADATION in urgency.remarks else 0)
 
     def quality(self) -> Quality:
         return self._tally.quality(self._level, self._controller.changes)
@@ -165,14 +193,17 @@ class _Governed:
         load = self._streams()
         own, busy, queue = interval.cpu, interval.cpu, interval.queue_s
         if load is not None:
-            share = interval.seconds * load.streams
-            own = load.own_seconds / share
-            busy = max(busy, load.all_seconds / share)
+            busy = max(busy, min(load.all_seconds / (interval.seconds * load.streams), 1.0))
+            own = busy * min(load.own_seconds / load.all_seconds, 1.0) if load.all_seconds > 0 else 0.0
             queue += load.waited_seconds / load.started if load.started else 0.0
         return Observed(
-            seconds=interval.seconds, answered=answered, missed=missed, queue_s=queue,
-            utilisation=min(busy, 1.0), own=min(own, busy, 1.0),
-        )  # fmt: skip
+            seconds=interval.seconds,
+            answered=answered,
+            missed=missed,
+            queue_s=queue,
+            utilisation=busy,
+            own=own,
+        )
 
     def _streams(self) -> KeyLoad | None:
         """Since the last look, of the model and what answers in its place; None where an engine has no

@@ -3,8 +3,7 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 log = logging.getLogger("jaxrank")
@@ -53,15 +52,6 @@ class Tally:
         """A request was answered at a level."""
         with self._lock:
             self._answered[level] += 1
-
-    @contextmanager
-    def missed_by(self, *errors: type[Exception]) -> Iterator[None]:
-        """Counts a request as missed if the block raises one of the errors."""
-        try:
-            yield
-        except errors:
-            self.count(missed=1)
-            raise
 
     def count(self, **counts: int) -> None:
         """Adds to counts by the names that `Quality` has."""

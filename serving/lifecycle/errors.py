@@ -15,5 +15,9 @@ class WarmupError(LifecycleError):
     """A warm-up request cannot be read or is not answered."""
 
 
+class RolledBackError(LifecycleError):
+    """A server took the version back because of its first requests, and its files have not changed since."""
+
+
 class MemoryLimitError(LifecycleError):
     """The version does not fit into the server's memory limit beside what is loaded."""

@@ -1,5 +1,6 @@
 """Whether the first requests of a version say that the one before it was better."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,10 +65,13 @@ class Probation:
     def verdict(self, new: Outcomes, old: Outcomes) -> str | None:
         """Why the version is to go, empty if it has proved itself, None while that is open.
 
-        It goes as soon as more of its first requests had a fault than the share of all of them, unless the
-        last requests of the other version had so, too: then it is not the version.
+        It goes as soon as more of its first requests had a fault than the share of all of them, beyond those
+        that would have had one with the other version: the share of its last requests, and two standard
+        deviations of what that share and as many new requests scatter.
         """
-        if new.faults > self.share * self.requests and old.share <= self.share:
+        expected = old.share * new.requests
+        scatter = 2 * math.sqrt(2 * expected * (1 - old.share))
+        if new.faults > self.share * self.requests + expected + scatter:
             return (
                 f"rolled back to version {self.fallback}: {new.faults} of its first {new.requests} requests "
                 f"had a fault, the last one: {new.last_fault}; more than {self.share:.0%} of "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from serving.errors import OverloadedError
+from serving.errors import STOPPING, OverloadedError
 from serving.model import Model
 from serving.scheduling import BACKGROUND, Urgency
 
@@ -20,7 +20,7 @@ def score(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     while True:
         try:
             return model.predict(inputs, None, urgency)
-        except OverloadedError:
-            if urgency.remaining() < _PAUSE_SECONDS:
+        except OverloadedError as error:
+            if error.reason == STOPPING or urgency.remaining() < _PAUSE_SECONDS:
                 raise
             time.sleep(_PAUSE_SECONDS)

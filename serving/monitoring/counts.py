@@ -67,6 +67,10 @@ class Counts:
         """Seconds of a histogram's requests."""
         return self.sums[HISTOGRAMS.index(histogram)]
 
+    def count_of(self, histogram: str) -> int:
+        """Requests of a histogram: of a phase, refused ones that went through it are among them."""
+        return sum(self.seconds[HISTOGRAMS.index(histogram)])
+
     def observe(self, timeline: Timeline) -> None:
         """Counts one request. Only answered ones are in the histograms of requests and candidates; a phase
         that a refused one went through is in that of the phase."""

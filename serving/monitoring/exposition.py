@@ -42,21 +42,16 @@ class ServerCollector(Collector):
         self._counts, self._repository, self._own = counts, repository, own
 
     def collect(self) -> Iterator[Metric]:
-        """All families. Counts of versions that are no longer known are put together before."""
-        statuses = {name: self._repository.statuses(name) for name in self._repository.known()}
-        known = {(name, status.version) for name, found in statuses.items() for status in found}
-        counted = self._counts.read()
-        self._counts.retire(key[:2] for key in counted if key.version and key[:2] not in known)
-        yield from _tensorflow(counted)
+        """All families."""
+        yield from _tensorflow(self._counts.read())
         yield from _requests(self._counts.of_versions())
         state = GaugeMetricFamily(
             "jaxrank_model_version_state",
             "1 for the state that a version is in.",
             labels=("model", "version", "state"),
         )
-        for name, found in statuses.items():
-            for status in found:
-                state.add_metric((name, str(status.version), status.state), 1)
+        for (name, version), status in self._repository.known_versions().items():
+            state.add_metric((name, str(version), status.state), 1)
         yield state
         yield from _streams(self._repository)
         yield from _caches(self._repository)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ class Moment:
     Attributes:
         buckets: by model and version, requests by seconds, as `counts.as_array`.
         refused: by model and version.
+        cpu_seconds: that `--cpu-target` counts.
     """
 
     at: float
@@ -28,6 +29,7 @@ class Moment:
     refused: Mapping[tuple[str, int], int]
     loads: Mapping[str, StreamLoad]
     resident_bytes: int
+    cpu_seconds: float
 
 
 class History:
@@ -38,9 +40,13 @@ class History:
         counts: RequestCounts,
         loads: Callable[[], Mapping[str, StreamLoad]],
         resident: Callable[[], int],
+        cpu: Callable[[], float],
+        known: Callable[[], Container[tuple[str, int]]],
         seconds: float = 1.0,
     ):
-        self._counts, self._loads, self._resident = counts, loads, resident
+        """Counts of models and versions that are no longer `known` are put together, too."""
+        self._known = known
+        self._counts, self._loads, self._resident, self._cpu = counts, loads, resident, cpu
         self._moments = deque([self._now()], maxlen=SECONDS_KEPT + 1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="history", daemon=True)
@@ -57,7 +63,12 @@ class History:
 
     def _run(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            self._moments.append(self._now())
+            now = self._now()
+            self._moments.append(now)
+            gone = {key for key in now.buckets if key[1]}
+            if gone:
+                known = self._known()
+                self._counts.retire(key for key in gone if key not in known)
 
     def _now(self) -> Moment:
         counted = self._counts.of_versions()
@@ -67,4 +78,5 @@ class History:
             {key: counts.fail for key, counts in counted.items()},
             self._loads(),
             self._resident(),
+            self._cpu(),
         )

@@ -1,10 +1,18 @@
 """Puts together what a server tells its operators."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from prometheus_client.core import Metric
+
 from serving import memory
+from serving.cpu_target import CpuTarget
+from serving.degradation import Degradation
 from serving.monitoring.counts import RequestCounts
 from serving.monitoring.ended import Ended, Observer
 from serving.monitoring.exposition import ServerCollector, registry_of
 from serving.monitoring.history import History
+from serving.monitoring.load import cpu_families, degradation_families, state_families
 from serving.monitoring.logs import AccessLog
 from serving.monitoring.options import MonitoringOptions
 from serving.monitoring.recording import Recorder
@@ -22,7 +30,13 @@ class Monitor:
         keeps: whether requests are to leave what they asked and got on their timelines.
     """
 
-    def __init__(self, options: MonitoringOptions, repository: ModelRepository):
+    def __init__(
+        self,
+        options: MonitoringOptions,
+        repository: ModelRepository,
+        cpu: CpuTarget,
+        degradation: Degradation | None = None,
+    ):
         """Raises `MonitoringError` where traces or records cannot be had."""
         self.counts = RequestCounts()
         self.keeps = options.record is not None
@@ -40,11 +54,24 @@ class Monitor:
             )
             observers.append(self._recorder.observe)
         self.ended = Ended(observers)
-        self._history = History(self.counts, repository.loads, lambda: memory.snapshot().resident_bytes)
-        own = [] if self._recorder is None else [self._recorder.families]
+        self._history = History(
+            self.counts,
+            repository.loads,
+            lambda: memory.snapshot().resident_bytes,
+            cpu.used,
+            repository.known_versions,
+        )
+        own: list[Callable[[], Iterable[Metric]]] = [
+            partial(cpu_families, cpu),
+            partial(state_families, repository),
+        ]
+        if self._recorder is not None:
+            own.append(self._recorder.families)
+        if degradation is not None:
+            own.append(lambda: degradation_families(degradation.qualities()))
         self.routes = OperatorRoutes(
             registry_of(ServerCollector(self.counts, repository, own)),
-            Status(repository, self._history),
+            Status(repository, self._history, cpu, degradation),
             options.metrics_path,
         )
 

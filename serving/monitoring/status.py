@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from serving import memory
+from serving.cpu_target import CpuTarget
+from serving.degradation import Degradation
 from serving.monitoring.buckets import SECONDS, percentile
 from serving.monitoring.counts import HISTOGRAMS, REQUEST
 from serving.monitoring.history import History, Moment
 from serving.monitoring.timeline import PHASES
 from serving.repository import ModelRepository
+from serving.versions import VersionStatus
 
 _PHASE_SECONDS = 60.0
 """Of the last minute are the percentiles of phases; a second has too few requests for a p99."""
@@ -24,8 +27,11 @@ Version = tuple[str, int]
 class Status:
     """The document of `/status.json`."""
 
-    def __init__(self, repository: ModelRepository, history: History):
+    def __init__(
+        self, repository: ModelRepository, history: History, cpu: CpuTarget, degradation: Degradation | None
+    ):
         self._repository, self._history = repository, history
+        self._cpu, self._degradation = cpu, degradation
         self._began = time.monotonic()
 
     def document(self) -> dict[str, Any]:
@@ -35,6 +41,7 @@ class Status:
         pairs = list(itertools.pairwise(moments[:-1])) or [(moments[0], moments[-1])]
         recent = next(m for m in moments if m.at >= moments[-1].at - _PHASE_SECONDS)
         now = memory.snapshot()
+        qualities = {} if self._degradation is None else self._degradation.qualities()
         return {
             "server": {
                 "version": version("jaxrank"),
@@ -46,16 +53,27 @@ class Status:
                     "version": status.version,
                     "state": status.state,
                     "error": status.error,
+                    "degradation_level": qualities[name].level if name in qualities else None,
                     **_of_version((name, status.version), recent, moments[-1]),
                     "history": _history((name, status.version), pairs),
                 }
-                for name in self._repository.known()
-                for status in self._repository.statuses(name)
+                for (name, _), status in sorted(self._repository.known_versions().items(), key=_order)
                 if status.state != "END" or status.error
             ],
             "seconds_ago": [round(moments[-1].at - after.at, 2) for _, after in pairs],
             "unknown_models": {"refused": moments[-1].refused.get(("", 0), 0)},
             "devices": [_device(name, moments[-1], pairs) for name in moments[-1].loads],
+            "cpu": {
+                "cores": self._cpu.cores,
+                "target": self._cpu.share,
+                "history": {
+                    "utilisation": [
+                        (after.cpu_seconds - before.cpu_seconds)
+                        / (max(after.at - before.at, 1e-9) * self._cpu.cores)
+                        for before, after in pairs
+                    ]
+                },
+            },
             "memory": {
                 "resident_bytes": now.resident_bytes,
                 "peak_resident_bytes": now.peak_resident_bytes,
@@ -65,6 +83,12 @@ class Status:
                 "history": {"resident_bytes": [after.resident_bytes for _, after in pairs]},
             },
         }
+
+
+def _order(known: tuple[Version, VersionStatus]) -> tuple[str, int]:
+    """By name, the highest version first."""
+    (name, version), _ = known
+    return name, -version
 
 
 def _between(of: Version, before: Moment, after: Moment) -> tuple[np.ndarray, int]:

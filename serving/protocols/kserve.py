@@ -95,14 +95,15 @@ class KServe:
         """Counters of the served versions of one model, or of all that the caller may see."""
         if name:
             require("status", name)
-        repository, counts = self.data_plane.repository, self.data_plane.counts.of_versions()
-        if not name:
-            visible = [n for n in repository.loaded() if may("status", n)]
-            served = [(n, v) for n in visible for v in repository.served_versions(n)]
         elif version:
+            raise InvalidRequestError(f"version {version[:200]} is of no model; name the model, too")
+        repository, counts = self.data_plane.repository, self.data_plane.counts.of_versions()
+        if version:
             served = [(name, self.data_plane.manifest(model_ref(name, version))[1])]
-        else:
+        elif name:
             served = [(name, v) for v in repository.served_versions(name)]
+        else:
+            served = [key for key in repository.served() if may("status", key[0])]
         return [_statistics(n, v, counts.get((n, v), Counts())) for n, v in served]
 
     def infer(
@@ -175,7 +176,7 @@ def _statistics(name: str, version: int, counts: Counts) -> dict[str, Any]:
         return {"count": count, "ns": round(seconds * 1e9)}
 
     def of(histogram: str) -> dict[str, int]:
-        return duration(counts.success, counts.sum_of(histogram))
+        return duration(counts.count_of(histogram), counts.sum_of(histogram))
 
     return {
         "name": name,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from serving.background import lower_priority
+from serving.background import low
 from serving.errors import DeadlineError, OverloadedError
 from serving.monitoring.timeline import Moved
 from serving.scheduling.costs import Costs
@@ -137,10 +137,9 @@ class StreamScheduler:
 
         def pinned(stream: int) -> _T:
             self._pin(stream)
-            return work(stream)
+            return low(work, stream) if in_background else work(stream)
 
-        first = lower_priority if in_background else None
-        with ThreadPoolExecutor(self.streams, "open-stream", initializer=first) as pool:
+        with ThreadPoolExecutor(self.streams, "open-stream") as pool:
             return list(pool.map(pinned, range(self.streams)))
 
     def load_of(self, key: object) -> KeyLoad:

@@ -82,9 +82,9 @@ class StateCache:
             return self._owners
 
     def counts(self, owner: int) -> StateCounts:
-        """A copy. Raises `KeyError` after `drop`."""
+        """A copy; nothing after `drop`."""
         with self._lock:
-            return StateCounts(**vars(self._counts[owner]))
+            return StateCounts(**vars(self._counts.get(owner, StateCounts())))
 
     def drop(self, owner: int) -> None:
         """Ends an owner with its entries."""

@@ -65,7 +65,6 @@ def serve(
     *options: str,
     before: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    set_limits: Callable[[], None] | None = None,
 ) -> Iterator[ServerProcess]:
     """A server of a models directory, gRPC and HTTP on free ports. `before` is a command that runs it."""
     rest = free_port()
@@ -76,7 +75,6 @@ def serve(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},
-        preexec_fn=set_limits,
     )
     with killed(process):
         yield ServerProcess(process, rest)

@@ -2,7 +2,6 @@
 
 import http.client
 import re
-import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,11 +25,7 @@ FILES = 100
 @pytest.fixture(scope="module")
 def server(models_dir: Path) -> Iterator[ServerProcess]:
     """It may open few files."""
-
-    def few_files() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-
-    with serve(models_dir, "--threads", "2", set_limits=few_files) as running:
+    with serve(models_dir, "--threads", "2", before=["prlimit", f"--nofile={FILES}"]) as running:
         yield running
 
 

@@ -17,7 +17,7 @@ from serving.auth.config import parse_auth_config
 from serving.auth.quota import TokenBucket
 from serving.grpc_server import Server
 from serving.model_config import ModelConfig
-from serving.tls import read_credentials
+from serving.tls import read_tls
 from serving.wire import inference_pb2, kserve_pb2, model_service_pb2
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
@@ -85,8 +85,10 @@ def _predict(server: Server, who: str | None, rows: int = 1, model: str = "half_
     return _call(server, f"{PREDICTION_SERVICE}/Predict", _request(rows, model), who)
 
 
-def _curl(server: Server, path: str, *options: str) -> tuple[int, str]:
-    command = ["curl", "-s", "-w", "%{http_code}", *options, f"http://{server.rest_address}{path}"]
+def _curl(server: Server, path: str, *options: str, base: str = "http://127.0.0.1") -> tuple[int, str]:
+    assert server.rest_address is not None
+    url = f"{base}:{server.rest_address.rpartition(':')[2]}{path}"
+    command = ["curl", "-s", "-4", "--max-time", "60", "-w", "%{http_code}", *options, url]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return int(said[-3:]), said[:-3]
 
@@ -264,7 +266,7 @@ def test_client_certificates(models: tuple, start_server: Callable, tmp_path: Pa
     )
     caller = {"name": "ads", "certificates": ["CN=ads,O=team"], "models": {"*": ["predict"]}}
     auth = _write(tmp_path / "auth.json", caller)
-    server = start_server(models, auth_config=auth, credentials=read_credentials(ssl))
+    server = start_server(models, auth_config=auth, rest_port=0, tls=read_tls(ssl))
 
     def ask(name: str) -> Code:
         texts = [(tmp_path / file).read_bytes() for file in ("ca.crt", f"{name}.key", f"{name}.crt")]
@@ -276,8 +278,14 @@ def test_client_certificates(models: tuple, start_server: Callable, tmp_path: Pa
                 return error.code()  # type: ignore[attr-defined]
         return Code.OK
 
-    assert ask("ads") is Code.OK
-    assert ask("stranger") is Code.UNAUTHENTICATED
+    def ask_http(name: str) -> int:
+        files = [str(tmp_path / file) for file in ("ca.crt", f"{name}.key", f"{name}.crt")]
+        keys = [text for pair in zip(("--cacert", "--key", "--cert"), files, strict=True) for text in pair]
+        path = "/v1/models/half_plus_three:predict"
+        return _curl(server, path, *keys, "-d", '{"instances": [1]}', base="https://localhost")[0]
+
+    assert ask("ads") is Code.OK and ask_http("ads") == 200
+    assert ask("stranger") is Code.UNAUTHENTICATED and ask_http("stranger") == 401
 
 
 @pytest.mark.parametrize(

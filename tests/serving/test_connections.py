@@ -1,6 +1,7 @@
 """How clients connect: tensorflow_model_server's flags, Unix sockets, TLS, compression, keepalive,
 cancellation."""
 
+import _ssl
 import json
 import re
 import shutil
@@ -19,11 +20,14 @@ from serving.client import PredictClient
 from serving.grpc_server import Server, StartError
 from serving.model import Model
 from serving.model_config import ConfigError, ModelConfig, channel_arguments
+from serving.monitoring.ended import Ended
+from serving.rest_server import RestOptions, RestServer
 from serving.scheduling import ANY_TIME, BACKGROUND, Urgency
-from serving.tls import read_credentials
+from serving.tls import read_tls, subject_of
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
 from serving.wire.reflection import PREDICTION_SERVICE
+from serving.workers import Workers
 from tests.shared import killed
 
 JAXRANK = str(Path(sys.executable).parent / "jaxrank")
@@ -106,7 +110,9 @@ def test_the_flags_of_tensorflow_model_server(example_models: Path, tmp_path: Pa
 
 
 def _curl(url: str) -> dict:
-    return json.loads(subprocess.run(["curl", "-s", url], capture_output=True, check=True).stdout)
+    return json.loads(
+        subprocess.run(["curl", "-s", "--max-time", "60", url], capture_output=True, check=True).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_tls(
     example_models: Path, start_server: Callable, certificates: Path, tmp_path: Path, mutual: bool
 ) -> None:
     config = _ssl_config(certificates, tmp_path, 'custom_ca: "CA" client_verify: true' if mutual else "")
-    server = start_server(_half_plus_three_dir(example_models), credentials=read_credentials(config))
+    server = start_server(_half_plus_three_dir(example_models), rest_port=0, tls=read_tls(config))
     address = server.address.replace("127.0.0.1", "localhost")
     ca = (certificates / "ca.crt").read_bytes()
     alone = grpc.ssl_channel_credentials(ca)
@@ -195,6 +201,61 @@ def test_tls(
             _half_plus_three(channel)
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
         _half_plus_three(channel)
+    own = ["--cacert", str(certificates / "ca.crt")]
+    if mutual:
+        assert _asked(server, "https", "/metrics", *own)[0] != 0
+        own += ["--cert", str(certificates / "client.crt"), "--key", str(certificates / "client.key")]
+    for path in ("/v1/models/half_plus_three", "/v2/health/ready", "/metrics", "/status.json", "/"):
+        assert _asked(server, "https", path, *own) == (0, "200")
+    assert _asked(server, "https", "/metrics", *own, "--tls-max", "1.1")[0] != 0
+    assert _asked(server, "https", "/metrics", *own[2:])[0] != 0  # the server's certificate is not known then
+    assert _asked(server, "http", "/metrics")[0] != 0
+
+
+def _asked(server: Server, scheme: str, path: str, *options: str) -> tuple[int, str]:
+    """curl's exit code and the status that it was given."""
+    url = f"{scheme}://{server.rest_address}{path}".replace("127.0.0.1", "localhost")
+    command = ["curl", "-s", "-4", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", *options, url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_http_may_stay_in_the_clear(
+    example_models: Path, start_server: Callable, certificates: Path, tmp_path: Path
+) -> None:
+    tls = read_tls(_ssl_config(certificates, tmp_path))
+    server = start_server(_half_plus_three_dir(example_models), rest_port=0, tls=tls, rest_plaintext=True)
+    assert _asked(server, "http", "/v1/models/half_plus_three") == (0, "200")
+    assert _asked(server, "https", "/metrics", "-k")[0] != 0
+
+
+def test_a_connection_without_a_handshake_ends(certificates: Path, tmp_path: Path) -> None:
+    """In the time in which headers must come, and a clean end does not wait for it."""
+    options = RestOptions(
+        host="127.0.0.1",
+        port=0,
+        header_seconds=0.2,
+        tls=read_tls(_ssl_config(certificates, tmp_path)).context(),
+    )
+    rest = RestServer(options, [], Workers(1), Ended())
+    with socket.create_connection(("127.0.0.1", rest.port), timeout=60) as silent:
+        assert silent.recv(1) == b""
+    rest.stop(1.0)
+
+
+def test_subjects_are_written_as_openssl_writes_them(tmp_path: Path) -> None:
+    subject = r"/C=SE/O=Ads, \"big\" \+ <more>; x=1/OU=a+CN=#1 \\ ümlaut ✓ "
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-utf8", "-subj", subject]
+    shown = ["x509", "-in", "x.crt", "-noout", "-subject", "-nameopt", "RFC2253"]
+    for command in ([*made, "-keyout", "x.key", "-out", "x.crt"], shown):
+        done = subprocess.run(["openssl", *command], cwd=tmp_path, check=True, capture_output=True, text=True)
+    found = _ssl._test_decode_cert(str(tmp_path / "x.crt"))  # type: ignore[attr-defined]
+    assert f"subject={subject_of(found)}" == done.stdout.strip("\n")
+
+
+def test_a_subject_that_cannot_be_written_is_nobody() -> None:
+    assert subject_of({"subject": ((("commonName", "a"),), (("1.2.3.4", "b"),))}) is None
+    assert subject_of({}) == ""
 
 
 @pytest.mark.parametrize(
@@ -207,15 +268,18 @@ def test_tls(
 def test_a_key_is_never_shown(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "ssl.config").write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:
-        read_credentials(tmp_path / "ssl.config")
+        read_tls(tmp_path / "ssl.config")
     assert "secret" not in str(caught.value)
 
 
 def test_texts_that_are_no_pem(example_models: Path, start_server: Callable, tmp_path: Path) -> None:
     (tmp_path / "ssl.config").write_text('server_key: "secret" server_cert: "x"')
-    credentials = read_credentials(tmp_path / "ssl.config")
+    tls = read_tls(tmp_path / "ssl.config")
+    assert "secret" not in repr(tls)
     with pytest.raises(StartError, match="PEM"):
-        start_server(_half_plus_three_dir(example_models), credentials=credentials)
+        start_server(_half_plus_three_dir(example_models), tls=tls)
+    with pytest.raises(ConfigError, match="PEM"):
+        tls.context()
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +376,9 @@ def test_a_request_that_is_late_over_http(example_models: Path, start_server: Ca
     server = start_server(_half_plus_three_dir(example_models), rest_port=0, rest_timeout_seconds=0.3)
     url = f"http://{server.rest_address}/v1/models/half_plus_three:predict"
     done = subprocess.run(
-        ["curl", "-s", "-w", "%{http_code}", "-d", '{"inputs": [4.0]}', url], capture_output=True, text=True
+        ["curl", "-s", "--max-time", "60", "-w", "%{http_code}", "-d", '{"inputs": [4.0]}', url],
+        capture_output=True,
+        text=True,
     )
     assert inside.is_set()
     assert done.stdout.endswith("504") and "no answer within 0.3 s" in done.stdout
@@ -325,7 +391,19 @@ def test_too_many_at_once_over_http(example_models: Path, start_server: Callable
     url = f"http://{server.rest_address}/v1/models/half_plus_three:predict"
     curls = [
         subprocess.Popen(
-            ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", '{"inputs": [4.0]}', url],
+            [
+                "curl",
+                "-s",
+                "--max-time",
+                "60",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "-d",
+                '{"inputs": [4.0]}',
+                url,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )

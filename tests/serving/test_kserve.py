@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from serving.client import PredictClient
+from serving.data_plane import DataPlane
+from serving.errors import InvalidRequestError
 from serving.grpc_server import Server
+from serving.monitoring.counts import RequestCounts
+from serving.monitoring.timeline import Timeline
+from serving.protocols.kserve import KServe
 from serving.protocols.kserve_tensors import from_raw, to_raw
 from serving.wire import kserve_pb2 as pb
 from serving.wire.reflection import INFERENCE_SERVICE
@@ -265,7 +270,7 @@ def test_refused(channel: grpc.Channel, request_: pb.ModelInferRequest, code: st
 def test_refused_over_http(
     server: Server, method: str, path: str, body: str, status: int, words: str
 ) -> None:
-    command = ["curl", "-s", "-w", "\n%{http_code}", "-X", method, "-d", body]
+    command = ["curl", "-s", "--max-time", "60", "-w", "\n%{http_code}", "-X", method, "-d", body]
     done = subprocess.run([*command, f"http://{server.rest_address}{path}"], capture_output=True, check=True)
     text, _, found = done.stdout.decode().rpartition("\n")
     assert int(found) == status, text
@@ -283,7 +288,17 @@ def test_health_over_http(server: Server, tmp_path: Path, start_server: Callable
         (server.rest_address, "/v2/models/regressor/ready", "200"),
         (server.rest_address, "/v2/models/no/ready", "503"),
     ):
-        curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}{path}"]
+        curl = [
+            "curl",
+            "-s",
+            "--max-time",
+            "60",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            f"http://{address}{path}",
+        ]
         assert subprocess.run(curl, capture_output=True, text=True).stdout == status, path
 
 
@@ -306,3 +321,27 @@ def test_raw_contents_round_trip(seed: int) -> None:
         np.testing.assert_array_equal(from_raw("x", datatype, (3, 2), to_raw(value)), value)
     texts = np.array([rng.bytes(int(n)) for n in rng.integers(0, 9, 6)], object)
     assert from_raw("x", "BYTES", (6,), to_raw(texts)).tolist() == texts.tolist()
+
+
+def test_statistics_count_what_went_through_a_phase(server: Server) -> None:
+    """A refused request that was decoded has time in that phase, and so a count."""
+    counts = RequestCounts()
+    for reason in ("", "deadline"):
+        timeline = Timeline("GRPC", "Predict", model="regressor", version=1, began=10.0, decode=(10.0, 10.5))
+        timeline.ended = 11.0
+        if reason:
+            timeline.refused(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+        counts.observe(timeline)
+    (stats,) = KServe(DataPlane(server.repository, counts=counts)).statistics("regressor", "1")
+    found = stats["inference_stats"]
+    assert found["success"] == found["fail"] == {"count": 1, "ns": 1_000_000_000}
+    assert found["compute_input"] == {"count": 2, "ns": 1_000_000_000}
+
+
+def test_statistics_of_a_version_need_its_model(server: Server) -> None:
+    kserve = KServe(DataPlane(server.repository))
+    with pytest.raises(InvalidRequestError, match="version 1 is of no model"):
+        kserve.statistics("", "1")
+    assert {(s["name"], s["version"]) for s in kserve.statistics("", "")} == {
+        (name, "1") for name in server.repository.loaded()
+    }

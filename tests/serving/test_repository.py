@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from serving.errors import ModelNotFoundError, ModelUnavailableError
 from serving.lifecycle import LifecycleOptions
 from serving.model import Model
 from serving.repository import ModelRepository
+from serving.versions import Statuses
 from tests import models
 
 REQUEST = models.ranker_request(3, 0)
@@ -215,8 +217,30 @@ def test_a_lent_version_stays_open_until_it_is_back(models_dir: Path, ranker_bun
         assert repository.loaded() == {"ranker": 2}
         assert version == 1
         assert set(old.predict(REQUEST)) == {"click", "watch"}
+    assert _eventually(lambda: repository.statuses("ranker", 1)[0].state == "END")
     with pytest.raises(RuntimeError):
         old.predict(REQUEST)
+
+
+def test_a_request_does_not_wait_for_the_end_of_its_version(
+    models_dir: Path, ranker_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = ModelRepository(models_dir, lifecycle=LifecycleOptions(rollback_requests=0))
+    repository.scan()
+    close, may_close = Model.close, threading.Event()
+
+    def slowly(model: Model) -> None:
+        assert may_close.wait(60)
+        close(model)
+
+    monkeypatch.setattr(Model, "close", slowly)
+    with repository.lend("ranker"):
+        shutil.copytree(ranker_bundle, models_dir / "ranker" / "2")
+        repository.scan()
+    assert repository.statuses("ranker", 1)[0].state == "UNLOADING"
+    may_close.set()
+    assert _eventually(lambda: repository.statuses("ranker", 1)[0].state == "END")
+    repository.close()
 
 
 def test_watching(models_dir: Path, ranker_bundle: Path, repository: ModelRepository) -> None:
@@ -236,6 +260,46 @@ def test_odd_directories_are_ignored(models_dir: Path, ranker_bundle: Path) -> N
     repository = ModelRepository(models_dir)
     repository.scan()
     assert repository.loaded() == {"ranker": 1}
+
+
+def test_links_that_lead_nowhere_hide_nothing(models_dir: Path, ranker_bundle: Path) -> None:
+    """Neither another name of a version, nor one among its files."""
+    for name in ("001", "1/notes"):
+        (models_dir / "ranker" / name).symlink_to(models_dir / "nowhere")
+    (models_dir / "ranker" / "0001").mkdir()
+    repository = ModelRepository(models_dir)
+    repository.scan()
+    assert repository.loaded() == {"ranker": 1}
+    repository.close()
+
+
+def test_what_ended_is_forgotten_some_day() -> None:
+    statuses = Statuses()
+    for number in range(300):
+        statuses.set(f"model {number}", 1, "AVAILABLE")
+        statuses.set(f"model {number}", 2, "LOADING", "why")
+        statuses.gone(f"model {number}", {1})
+        if number != 7:
+            statuses.set(f"model {number}", 1, "END")
+    for version in range(3, 103):
+        statuses.set("model 299", version, "END")
+    names = statuses.names()
+    assert len(names) == 257 and "model 7" in names and "model 43" not in names and "model 299" in names
+    assert len(statuses.of("model 299")) == 32
+    assert [status.state for status in statuses.find("model 7", None)] == ["END", "AVAILABLE"]
+
+
+def test_a_version_that_fails_and_goes_away_ends(models_dir: Path, ranker_bundle: Path) -> None:
+    (models_dir / "ranker" / "2").mkdir()
+    shutil.copy(ranker_bundle / files.MANIFEST, models_dir / "ranker" / "2")
+    repository = ModelRepository(models_dir)
+    repository.scan()
+    assert repository.statuses("ranker", 2)[0].state == "LOADING"
+    shutil.rmtree(models_dir / "ranker" / "2")
+    repository.scan()
+    status = repository.statuses("ranker", 2)[0]
+    assert status.state == "END" and "is not complete" in status.error
+    repository.close()
 
 
 def test_a_target_that_was_not_compiled(ranker_bundle: Path) -> None:

@@ -201,7 +201,9 @@ def test_compression_both_ways(server: Server) -> None:
 
 def test_one_connection_serves_many_requests(server: Server) -> None:
     url = f"http://{server.rest_address}{MODEL}"
-    done = subprocess.run(["curl", "-sv", url, url, url], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["curl", "-sv", "--max-time", "60", url, url, url], capture_output=True, text=True, check=True
+    )
     assert done.stderr.count("Re-using existing") + done.stderr.count("Re-using existing connection") >= 2
 
 

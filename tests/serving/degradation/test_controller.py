@@ -16,7 +16,9 @@ DEADLINE = 0.1
 class Server:
     """Requests in order of arrival on one device; one that would end after its deadline is refused."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, target: float = 1.0) -> None:
+        """`target` is the share of the device that may be used."""
+        self.target, self.used = target, []
         self.rng = np.random.default_rng(seed)
         self.free_at = self.now = 0.0
         self.controller = Controller(len(COSTS) - 1, queue_s=0.02)
@@ -40,8 +42,9 @@ class Server:
         answered = len(times) - missed
         seen = Observed(
             seconds=1.0, answered=answered, missed=missed, queue_s=waited / answered if answered else 0.0,
-            utilisation=min(used, 1.0), own=min(used, 1.0),
+            utilisation=min(used, 1.0) / self.target, own=min(used, 1.0) / self.target,
         )  # fmt: skip
+        self.used.append(min(used, 1.0))
         self.levels.append(self.controller.update(seen))
         self.missed.append(missed)
         self.sent.append(len(times))
@@ -86,6 +89,19 @@ def test_load_that_stays_does_not_make_levels_swing(rate: int) -> None:
     assert server.controller.changes <= 8
     late = slice(60, None)
     assert sum(server.missed[late]) < 0.02 * sum(server.sent[late])
+
+
+@pytest.mark.parametrize("rate", [40, 80, 110, 150])
+def test_a_target_for_the_cpu_is_kept(rate: int) -> None:
+    """Of the device 70% may be used: quality is given up until that is kept, and at most one level more."""
+    server = Server(5, target=0.7).run(lambda s: rate, 300)
+    enough = next(n for n, cost in enumerate(COSTS) if rate * cost <= 0.7)
+    late = slice(30, None)
+    assert np.mean(server.used[late]) < 0.7
+    assert enough - 0.2 <= np.mean(server.levels[late]) <= enough + 1
+    assert server.controller.changes <= 8
+    server.run(lambda s: 0, 20)
+    assert server.levels[-1] == 0
 
 
 def test_without_load_quality_is_full_again() -> None:

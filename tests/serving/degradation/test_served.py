@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.client import PredictClient
-from serving.degradation import DEGRADATION, DegradationError, load_degradation_config
+from serving.degradation import DEGRADATION, DegradationError, Quality, load_degradation_config
 from serving.grpc_server import Server, StartError
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import decode, encode_content
@@ -145,8 +145,8 @@ def test_a_model_that_is_gone_is_not_waited_for(server: Server, channel: grpc.Ch
 
 def test_under_overload_more_is_answered_and_quality_comes_back(server: Server) -> None:
     """Requests of 4,000 candidates, more than one stream can score in time. In the first second they are
-    scored in full; after a few seconds the level has risen, and more of them are answered in a second; when
-    they end, the level falls again."""
+    scored in full; after a few seconds the level has risen (how far depends on the machine), and more of
+    them are answered; when they end, the level falls again."""
     assert server.degradation is not None
     degradation, ended = server.degradation, threading.Event()
     request = _request("loaded", 4000)
@@ -168,15 +168,19 @@ def test_under_overload_more_is_answered_and_quality_comes_back(server: Server) 
     for thread in threads:
         thread.start()
     try:
-        _wait(lambda: degradation.qualities()["loaded"].level == 2)
-        answered = degradation.qualities()["loaded"].answered
-        _wait(lambda: degradation.qualities()["loaded"].answered.get(2, 0) > 2 * answered.get(0, 0) + 10)
+        _wait(lambda: degradation.qualities()["loaded"].level > 0)
+        full = degradation.qualities()["loaded"].answered.get(0, 0)
+        _wait(lambda: _answered_with_less(degradation.qualities()["loaded"]) > 2 * full + 10)
     finally:
         ended.set()
         for thread in threads:
             thread.join()
     _wait(lambda: degradation.qualities()["loaded"].level == 0)
     assert degradation.qualities()["loaded"].level_changes <= 6
+
+
+def _answered_with_less(quality: Quality) -> int:
+    return sum(count for level, count in quality.answered.items() if level)
 
 
 def _wait(condition: Any, seconds: float = 60.0) -> None:

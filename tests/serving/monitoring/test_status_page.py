@@ -15,19 +15,23 @@ import pytest
 from serving.client import PredictClient
 from serving.grpc_server import Server
 from serving.monitoring.timeline import PHASES
-from tests.serving.scraping import get
+from tests.serving.scraping import get, scraped, value
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"
 
 
 @pytest.fixture(scope="module")
 def server(example_models: Path, start_server: Callable[..., Server], tmp_path_factory) -> Server:  # noqa: ANN001
-    """One model that answers, one whose version does not load; every second has had requests."""
+    """One model that answers, at a level of degradation, and one whose version does not load; every second
+    has had requests."""
     models_dir = tmp_path_factory.mktemp("models")
     shutil.copytree(example_models / "models" / "half_plus_three", models_dir / "half_plus_three")
     shutil.copytree(example_models / "models" / "classifier", models_dir / "<b>broken")
     (models_dir / "<b>broken" / "1" / "host_program.json").write_text("{}")
-    server = start_server(models_dir, rest_port=0)
+    config = models_dir.with_suffix(".json")
+    steps = {"steps": [{"kind": "candidates", "exact": 2, "prior": "x"}], "fixed_level": 1}
+    config.write_text(json.dumps({"models": {"half_plus_three": steps}}))
+    server = start_server(models_dir, rest_port=0, degradation_config=config, cpu_target=0.9)
     client = PredictClient(server.address)
     ends = time.monotonic() + 60
     while len(_document(server)["seconds_ago"]) < 3 and time.monotonic() < ends:
@@ -52,6 +56,7 @@ def test_the_document(server: Server) -> None:
     assert "host_program.json" in broken["error"]
     assert (model["state"], model["version"], model["refused"]) == ("AVAILABLE", 1, 1)
     assert model["answered"] > 0
+    assert (model["degradation_level"], broken["degradation_level"]) == (1, None)
     assert model["rate"] > 0
     assert all(model["phases"][phase]["p50"] <= model["phases"][phase]["p99"] for phase in PHASES)
     count = len(document["seconds_ago"])
@@ -60,6 +65,20 @@ def test_the_document(server: Server) -> None:
     assert document["seconds_ago"] == sorted(document["seconds_ago"], reverse=True)
     assert [device["waiting"] for device in document["devices"]] == [0]
     assert document["memory"]["resident_bytes"] > 1 << 20
+    assert document["cpu"]["target"] == 0.9 and document["cpu"]["cores"] > 0
+    assert max(document["cpu"]["history"]["utilisation"]) > 0
+
+
+def test_levels_are_metrics(server: Server) -> None:
+    samples = scraped(server)
+    of = {"model": "half_plus_three"}
+    answered = value(samples, "jaxrank_degradation_answers_total", **of, level="1")
+    assert answered > 0
+    assert value(samples, "jaxrank_degradation_left_out_total", **of, what="candidates") == 2 * answered
+    assert value(samples, "jaxrank_degradation_level", **of) == 1
+    assert value(samples, "jaxrank_cpu_target") == 0.9
+    assert value(samples, "jaxrank_cpu_seconds_total") > 0
+    assert value(samples, "jaxrank_usable_cores") == _document(server)["cpu"]["cores"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
@@ -83,7 +102,7 @@ def test_a_browser_shows_it(server: Server, tmp_path: Path) -> None:
     assert ">AVAILABLE<" in table
     assert html.escape("<b>broken") in table  # a name is text, never markup
     assert "host_program.json" in table
-    for chart in ("rates", "latency", "utilisation", "waiting", "memory"):
+    for chart in ("rates", "latency", "utilisation", "cpu", "waiting", "memory"):
         drawn = re.search(rf'<svg id="{chart}".*?</svg>', page, re.S)
         assert drawn is not None
         assert re.search(r'<path d="M[\d.]+ [\d.]+', drawn[0]), f"{chart} has no line"

@@ -80,15 +80,17 @@ def test_requests_see_one_epoch_while_deltas_come(epochs: Path, tmp_path: Path) 
         for thread in threads:
             thread.start()
         deltas_of(bundle).mkdir()
-        for epoch in range(1, EPOCHS + 1):
-            shutil.copytree(epochs / "deltas" / f"{epoch}", deltas_of(bundle) / f".{epoch}")
-            (deltas_of(bundle) / f".{epoch}").rename(deltas_of(bundle) / f"{epoch}")
-            repository.update_tables()
-            assert _epoch(model.rank(digest, ITEMS)) == epoch
-            assert _epoch(model.predict({**USER, **ITEMS})) == epoch
-        done.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for epoch in range(1, EPOCHS + 1):
+                shutil.copytree(epochs / "deltas" / f"{epoch}", deltas_of(bundle) / f".{epoch}")
+                (deltas_of(bundle) / f".{epoch}").rename(deltas_of(bundle) / f"{epoch}")
+                repository.update_tables()
+                assert _epoch(model.rank(digest, ITEMS)) == epoch
+                assert _epoch(model.predict({**USER, **ITEMS})) == epoch
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
         counts = model.state_counts
     assert not errors
     assert counts is not None and counts.entries == 1 and counts.hits > EPOCHS

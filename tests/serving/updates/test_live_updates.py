@@ -79,13 +79,15 @@ def test_requests_see_one_epoch_while_deltas_come(
     threads = [threading.Thread(target=ask, args=(mine,)) for mine in seen]
     for thread in threads:
         thread.start()
-    for epoch in range(1, EPOCHS + 1):
-        _put(tmp_path, epochs / f"{epoch}.deltas", f"{epoch:03}")
-        repository.update_tables()
-        assert _epoch(repository) == epoch
-    done.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for epoch in range(1, EPOCHS + 1):
+            _put(tmp_path, epochs / f"{epoch}.deltas", f"{epoch:03}")
+            repository.update_tables()
+            assert _epoch(repository) == epoch
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
     assert not errors
     assert len(set.union(*seen)) > 5
     assert not [p for p in deltas_of(tmp_path / "model" / "1").iterdir() if p.name.startswith(".")]
