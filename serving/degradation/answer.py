@@ -40,16 +40,24 @@ class DegradedModel:
 
     A step that does not fit the model, or names a model that is not served, is skipped; that is counted, told
     to the client, and logged once: under overload, an answer of higher quality is worth more than none.
+
+    Attributes:
+        by_other: whether another model was asked, whose scores or fault may be in the answer.
     """
 
     def __init__(self, model: Model, level: int, reductions: Reductions, lend: Lend, tally: Tally):
         self._model, self._level, self._reductions = model, level, reductions
         self._lend, self._tally = lend, tally
         self._remarks = [f"level={level}"]
+        self.by_other = False
+
+    def missing(self) -> AbstractContextManager[None]:
+        """Counts the request as missed if it is refused, or late, inside."""
+        return self._tally.missed_by(*_LATE)
 
     def refuse_late(self, urgency: Urgency) -> None:
         """As `Model.refuse_late`, for the model that will answer."""
-        with self._tally.missed_by(*_LATE):
+        with self.missing():
             if self._reductions.model is not None:
                 try:
                     with self._lend(self._reductions.model) as (other, _):
@@ -75,7 +83,7 @@ class DegradedModel:
         def other(features: Features, name: str) -> Scores | None:
             return self._by_other(name, features, names, urgency, budget)
 
-        with self._tally.missed_by(*_LATE):
+        with self.missing():
             found = self._reduced(inputs, own, other)
         self._tally.answered(self._level)
         if self._level:
@@ -142,6 +150,7 @@ class DegradedModel:
             with self._lend(name) as (other, version):
                 check_replacement(other.manifest, self._model.manifest)
                 features = {spec.name: inputs[spec.name] for spec in other.manifest.signature.inputs}
+                self.by_other = True
                 found = other.predict(features, outputs, urgency, budget)
         except (DegradationError, *_ABSENT) as error:
             self._skip(f"model:{quote(name)}", error)
