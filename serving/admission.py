@@ -1,14 +1,17 @@
-"""What a gRPC call passes before a protocol sees it: who calls, a message that comes in time, a turn to work.
+"""What a gRPC call passes before a protocol sees it: room among the calls of its kind, who calls, and a
+message that comes in time.
 
 gRPC's Python server gives a call a thread as soon as it begins, though its message may never come. So there
 are more threads than may work at once: a call waits for its message on one of the others, for so many seconds
-at most. Health checking and reflection take no turns; their streams have threads of their own.
+at most. Calls of every kind are bounded, so that none keeps others out: streams of health checking and
+reflection have threads of their own, and whoever asks whether the server is ready always finds one.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -16,33 +19,52 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from serving.auth import CALLER, Access
-from serving.errors import InvalidRequestError, ServingError
+from serving.errors import InvalidRequestError, OverloadedError, ServingError
 from serving.monitoring.ended import Ended
 from serving.monitoring.timeline import UNROUTED, Timeline
 from serving.protocols.grpc_calls import abort
-from serving.wire.reflection import INFERENCE_SERVICE
-from serving.workers import Workers
+from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE
 
 MESSAGE_SECONDS = 10.0
 """In which the message of a call must come."""
 
-_STREAM_THREADS = 16
+IDLE_CALLS = 128
+"""Of a server, beside those whose requests are answered or wait: calls whose message has not come, and those
+that do not run a model."""
+PROBES = 16
+"""Calls that ask how the server is while all others are there. As many again may be told that there is no
+room."""
+WATCHES, REFLECTIONS = 64, 16
+"""Streams that are open at once; each holds a thread that sleeps."""
+
 _OPEN = {f"/{INFERENCE_SERVICE}/{name}" for name in ("ServerLive", "ServerReady")}
 """Calls that need no token, as health checking and reflection do not."""
+_PROBES = {*_OPEN, f"/{INFERENCE_SERVICE}/ModelReady", f"/{MODEL_SERVICE}/GetModelStatus"}
 
 Continuation = Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None]
 
 
 class Admission(grpc.ServerInterceptor):
-    """Wraps every method of a server."""
+    """Wraps every method of a server.
+
+    Attributes:
+        threads: that its calls may hold, beside those of streams.
+        most_calls: of all kinds, at once; what gRPC itself refuses beyond them is seen nowhere.
+    """
 
     def __init__(
-        self, workers: Workers, access: Access | None, ended: Ended, message_seconds: float = MESSAGE_SECONDS
+        self, calls: int, access: Access | None, ended: Ended, message_seconds: float = MESSAGE_SECONDS
     ):
-        """`access` is None where everybody may do everything. `ended` is told of calls that are refused."""
-        self._workers, self._access, self._ended = workers, access, ended
+        """So many `calls` are taken at once, beside probes and the streams of health checking and reflection.
+        `access` is None where everybody may do everything. `ended` is told of calls that are refused."""
+        self._access, self._ended = access, ended
         self._arrivals = _Arrivals(message_seconds)
-        self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="streams")
+        self._calls, self._probes = _Room(calls, "calls"), _Room(PROBES, "calls of this kind")
+        self._watches = _Room(WATCHES, "Watches of health")
+        self._reflections = _Room(REFLECTIONS, "streams of reflection")
+        self.threads = calls + 2 * PROBES
+        self.most_calls = self.threads + WATCHES + REFLECTIONS
+        self._streams = ThreadPoolExecutor(WATCHES + REFLECTIONS + PROBES, thread_name_prefix="streams")
         self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
 
     def intercept_service(
@@ -70,38 +92,51 @@ class Admission(grpc.ServerInterceptor):
         if service != health.SERVICE_NAME and handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(self._streaming(handler.stream_stream), *coding)
         if service != health.SERVICE_NAME:
-            work = self._working(handler.unary_unary, method in _OPEN)
+            room = self._probes if method in _PROBES else self._calls
+            work = self._working(handler.unary_unary, room, method in _OPEN)
             return grpc.stream_unary_rpc_method_handler(work, *coding)
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._watching(handler.unary_stream), *coding)
         return grpc.stream_unary_rpc_method_handler(self._checking(handler.unary_unary), *coding)
 
-    def _working(self, behavior: Any, is_open: bool) -> Any:
+    def _working(self, behavior: Any, room: "_Room", is_open: bool) -> Any:
         def work(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            try:
-                if self._access is not None and not is_open:
-                    CALLER.set(self._access.caller_of_call(context))
-                message = self._arrivals.first(messages, context)
-                turn = self._workers.turn()
-            except ServingError as error:
-                self._refuse(context, error)
-            with turn:
+            with self._entered(room, context):
+                try:
+                    if self._access is not None and not is_open:
+                        CALLER.set(self._access.caller_of_call(context))
+                    message = self._arrivals.first(messages, context)
+                except ServingError as error:
+                    self._refuse(context, error)
                 return behavior(message, context)
 
         return work
 
     def _streaming(self, behavior: Any) -> Any:
-        """Messages and answers one by one. Whoever answers takes turns, and bounds how many are open."""
+        """Messages and answers one by one. Whoever answers bounds how many are open."""
 
         def work(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            try:
-                if self._access is not None:
-                    CALLER.set(self._access.caller_of_call(context))
-            except ServingError as error:
-                self._refuse(context, error)
-            yield from behavior(self._arrivals.each(messages, context), context)
+            with self._entered(self._calls, context):
+                try:
+                    if self._access is not None:
+                        CALLER.set(self._access.caller_of_call(context))
+                except ServingError as error:
+                    self._refuse(context, error)
+                yield from behavior(self._arrivals.each(messages, context), context)
 
         return work
+
+    @contextmanager
+    def _entered(self, room: "_Room", context: grpc.ServicerContext) -> Iterator[None]:
+        """One of the calls in a room, while it holds a thread."""
+        try:
+            room.enter()
+        except ServingError as error:
+            self._refuse(context, error)
+        try:
+            yield
+        finally:
+            room.leave()
 
     def _refuse(self, context: grpc.ServicerContext, error: ServingError) -> NoReturn:
         timeline = Timeline("GRPC", UNROUTED)
@@ -116,12 +151,15 @@ class Admission(grpc.ServerInterceptor):
         return check
 
     def _watching(self, behavior: Any) -> Any:
-        """A health Watch: a thread for its message, none for its answers."""
+        """A health Watch, which ends when its client does."""
 
-        def watch(messages: Iterator[Any], context: grpc.ServicerContext, send: Callable) -> None:
-            behavior(self._first_or_abort(messages, context), context, send)
+        def watch(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._entered(self._watches, context):
+                answers = behavior(self._first_or_abort(messages, context), context)
+                if not context.is_active():  # it ended before the servicer asked to be told
+                    answers.close()
+                yield from answers
 
-        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
         watch.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return watch
 
@@ -129,7 +167,8 @@ class Admission(grpc.ServerInterceptor):
         """Reflection: its thread is free again when a message does not come in time."""
 
         def talk(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            return behavior(self._arrivals.each(messages, context), context)
+            with self._entered(self._reflections, context):
+                yield from behavior(self._arrivals.each(messages, context), context)
 
         talk.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return talk
@@ -139,6 +178,22 @@ class Admission(grpc.ServerInterceptor):
             return self._arrivals.first(messages, context)
         except ServingError as error:
             abort(context, error)
+
+
+class _Room:
+    """So many calls of a kind."""
+
+    def __init__(self, most: int, what: str):
+        self._free = threading.BoundedSemaphore(most)
+        self._refusal = f"{most} {what} are open, which is as many as there may be; try again later"
+
+    def enter(self) -> None:
+        """Raises `OverloadedError`."""
+        if not self._free.acquire(blocking=False):
+            raise OverloadedError(self._refusal)
+
+    def leave(self) -> None:
+        self._free.release()
 
 
 class _Arrivals:

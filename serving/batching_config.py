@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.model_config import ConfigError, read_text_proto
-from serving.scheduling import SchedulingOptions
+from serving.scheduling import MAX_WAITING, SchedulingOptions
 from serving.wire import server_config_pb2 as pb
 
 _IGNORED = {
@@ -19,14 +19,15 @@ _ROWS = 5000
 
 
 def read_batching_parameters(path: Path, defaults: SchedulingOptions) -> tuple[SchedulingOptions, list[str]]:
-    """The options that a text-proto file asks for, and a note for each field that has no meaning here.
+    """The options that a text-proto file asks for, and a note for each field that has no meaning here or asks
+    for too much.
 
     A batch's size counts rows, as in TensorFlow Serving; what may wait is its number of batches times that.
 
     Raises `ConfigError` for a file that does not parse or a number out of range.
     """
     found = read_text_proto(path, pb.BatchingParameters)
-    options = defaults
+    options, notes = defaults, list[str]()
     if found.HasField("max_batch_size"):
         options = replace(options, max_shared_rows=_bounded(path, "max_batch_size", found, 1, _ROWS))
     if found.HasField("batch_timeout_micros"):
@@ -34,9 +35,13 @@ def read_batching_parameters(path: Path, defaults: SchedulingOptions) -> tuple[S
         options = replace(options, max_delay=micros / 1e6)
     if found.HasField("max_enqueued_batches"):
         batches = _bounded(path, "max_enqueued_batches", found, 1, 1_000_000)
-        options = replace(options, max_waiting=min(batches * options.max_shared_rows, 1_000_000))
+        waiting = batches * options.max_shared_rows
+        options = replace(options, max_waiting=min(waiting, MAX_WAITING))
+        if waiting > MAX_WAITING:
+            notes.append(f"max_enqueued_batches asks for {waiting} requests that wait; {MAX_WAITING} may")
     given = {field.name for field, _ in found.ListFields()}
-    return options, [f"{name} has no meaning here: {_IGNORED[name]}" for name in _IGNORED if name in given]
+    notes += [f"{name} has no meaning here: {_IGNORED[name]}" for name in _IGNORED if name in given]
+    return options, notes
 
 
 def _bounded(path: Path, name: str, found: pb.BatchingParameters, least: int, most: int) -> int:

@@ -3,7 +3,7 @@ waits for the answer any more."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -20,9 +20,9 @@ from serving.lifecycle.rollback import fault_in, fault_of
 from serving.lifecycle.shadow import Sample, Shadow
 from serving.model import Model
 from serving.monitoring.counts import RequestCounts
-from serving.monitoring.timeline import Exchange, copied_bytes
+from serving.monitoring.timeline import Exchange
 from serving.repository import ModelRepository
-from serving.scheduling import Urgency
+from serving.scheduling import Turns, Urgency
 from serving.state import Handle
 from serving.tiers.budget import DEFAULT_ROWS, LookupBudget, described
 from serving.tiers.placement import Tiers
@@ -35,11 +35,13 @@ VERSION = "jaxrank-version"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """Which model a request names: by its highest version, a version, or a label."""
+    """Which model a request names: by its highest version, a version, or a label. `answering` is the version
+    that the server chose for the first of several requests, and which answers the others."""
 
     name: str
     version: int | None = None
     label: str | None = None
+    answering: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class DataPlane:
     """The models of a repository as functions. Thread-safe.
 
     Attributes:
+        turns: whose request is decoded and looked up next.
         counts: of the requests that the server answered.
         keeps: whether a request leaves its features and outputs on its timeline, for whoever records it.
     """
@@ -77,6 +80,7 @@ class DataPlane:
     shadow: Shadow | None = None
     degradation: Degradation | None = None
     cpu: CpuTarget | None = None
+    turns: Turns = field(default_factory=Turns)
 
     def run(
         self,
@@ -88,7 +92,7 @@ class DataPlane:
         """Answers one request, and writes what happened on its timeline.
 
         Raises `InvalidRequestError` where it names no model, what `ModelRepository.lend` raises, what
-        `decode` and the model refuse, what `Urgency.check` raises before each of the three steps,
+        `Turns.turn`, `decode` and the model refuse, what `Urgency.check` raises before each of the steps,
         `StateVersionError` for a handle of another version, and `PermissionDeniedError` and
         `OverloadedError` as the caller's permissions and quotas are.
         """
@@ -96,17 +100,20 @@ class DataPlane:
         check_name(ref)
         require("predict", ref.name)
         urgency.check()
-        lent = self.repository.lend(ref.name, ref.version, ref.label, urgency.routing_key)
-        with lent as (model, version), self._answering(ref.name, model, urgency) as answering:
-            timeline.model, timeline.version = ref.name, version
+        with (
+            self._lent(ref, urgency) as (model, version),
+            self._answering(ref.name, model, urgency) as answering,
+            ExitStack() as turn,
+        ):
             try:
                 if self.cpu is not None:
                     self.cpu.check(urgency)
                 answering.refuse_late(urgency)
+                urgency = turn.enter_context(self.turns.turn(urgency))
+                answering.refuse_late(urgency)  # what has come meanwhile may be more urgent
                 work = decode(model.manifest)
                 charge(max(1, count_candidates(work.inputs, model.manifest.signature)))
-                timeline.decode = (timeline.began, time.monotonic())
-                timeline.decoded_bytes = copied_bytes(work.inputs)
+                timeline.decoded(work.inputs)
                 urgency.check()
                 with self._budget(urgency) as budget:
                     if work.handle is None:
@@ -123,16 +130,17 @@ class DataPlane:
                 timeline.encoded_bytes = sum(value.nbytes for value in outputs.values())
             except Exception as error:
                 # A refusal says nothing of the version, and another model's fault in its place neither.
-                if (fault := fault_of(error)) and DEGRADATION not in urgency.remarks:
+                if (fault := fault_of(error)) and not _by_other(answering):
                     self.repository.judge(ref.name, version, fault)
                 raise
-            if DEGRADATION not in urgency.remarks:  # degraded scores are not the model's
+            if not _by_other(answering):
                 self.repository.judge(ref.name, version, fault_in(outputs))
-                if work.handle is None:  # with one, the request's features are not here
-                    if self.keeps:
-                        timeline.exchange = Exchange(model.manifest.signature, work.inputs, outputs)
-                    if ref.version is None and ref.label is None:
-                        self._shadow(ref.name, version, work, outputs, urgency)
+            # Degraded scores are not the model's; with a handle the request's features are not here.
+            if DEGRADATION not in urgency.remarks and work.handle is None:
+                if self.keeps:
+                    timeline.exchange = Exchange(model.manifest.signature, work.inputs, outputs)
+                if ref.version is None and ref.label is None:
+                    self._shadow(ref.name, version, work, outputs, urgency)
         urgency.remarks[VERSION] = str(version)
         return answer
 
@@ -144,18 +152,24 @@ class DataPlane:
         check_name(ref)
         require("predict", ref.name)
         urgency.check()
-        timeline = urgency.timeline
-        with self.repository.lend(ref.name, ref.version, ref.label, urgency.routing_key) as (model, version):
-            timeline.model, timeline.version = ref.name, version
+        with self._lent(ref, urgency) as (model, version):
             if self.cpu is not None:
                 self.cpu.check(urgency)
-            inputs = decode(model.manifest)
-            timeline.decode = (timeline.began, time.monotonic())
-            timeline.decoded_bytes = copied_bytes(inputs)
-            urgency.check()
-            with self._budget(urgency) as budget:
-                prepared = model.prepare(inputs, urgency, budget)
+            with self.turns.turn(urgency) as urgency:
+                inputs = decode(model.manifest)
+                urgency.timeline.decoded(inputs)
+                urgency.check()
+                with self._budget(urgency) as budget:
+                    prepared = model.prepare(inputs, urgency, budget)
         return Handle(version, prepared.digest), prepared.seconds
+
+    @contextmanager
+    def _lent(self, ref: ModelRef, urgency: Urgency) -> Iterator[tuple[Model, int]]:
+        """The model that answers, named on the timeline."""
+        chosen = (ref.version, ref.label) if ref.answering is None else (ref.answering, None)
+        with self.repository.lend(ref.name, *chosen, urgency.routing_key) as (model, version):
+            urgency.timeline.model, urgency.timeline.version = ref.name, version
+            yield model, version
 
     def _answering(
         self, name: str, model: Model, urgency: Urgency
@@ -188,6 +202,11 @@ class DataPlane:
         require("status", ref.name)
         with self.repository.lend(ref.name, ref.version, ref.label) as (model, version):
             return model.manifest, version
+
+
+def _by_other(answering: Model | DegradedModel) -> bool:
+    """Whether scores, or a fault, may be another model's."""
+    return isinstance(answering, DegradedModel) and answering.by_other
 
 
 def _check_version(handle: Handle, name: str, version: int) -> None:

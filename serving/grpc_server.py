@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from jaxrank.errors import JaxrankError
-from serving.admission import MESSAGE_SECONDS, Admission
+from serving.admission import IDLE_CALLS, MESSAGE_SECONDS, PROBES, Admission
 from serving.auth import Access
 from serving.config_watch import ConfigWatch
 from serving.cores import capacity
@@ -38,7 +38,7 @@ from serving.protocols.ranking_service import RankingService
 from serving.protocols.rest_tensorflow import TensorFlowRest
 from serving.repository import ModelRepository
 from serving.rest_server import RestOptions, RestServer, Routes
-from serving.scheduling import SchedulingOptions
+from serving.scheduling import SchedulingOptions, Turns
 from serving.state import StateCache
 from serving.tiers.config import load_config
 from serving.tiers.placement import Tiers
@@ -56,15 +56,6 @@ log = logging.getLogger("jaxrank")
 
 _ARRIVAL_SECONDS = 0.2
 _SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE, INFERENCE_SERVICE, RANKING_SERVICE)
-
-
-class _Health(health.HealthServicer):
-    """Health checking whose lock gRPC's event thread never takes: `set` holds it until that thread has sent,
-    and the end of a Watch takes it on that thread."""
-
-    def _on_close_callback(self, send: Callable[..., None], service: str) -> Callable[[], None]:
-        end = super()._on_close_callback(send, service)  # pyright: ignore[reportAttributeAccessIssue]
-        return lambda: threading.Thread(target=end, name="watch-ended", daemon=True).start()
 
 
 class StartError(JaxrankError):
@@ -159,7 +150,7 @@ class Server:
             lifecycle=options.lifecycle,
             one_of_many=options.member is not None,
         )
-        self._workers = Workers(options.workers)
+        self._turns = turns = Turns(options.workers, options.scheduling.max_waiting)
         processes = 1 if options.member is None else options.member.place.count
         cpu = CpuTarget(capacity(processes=processes), options.cpu_target)
         self._shadow = Shadow(self.repository.lend)
@@ -167,10 +158,7 @@ class Server:
             None
             if options.degradation_config is None
             else Degradation(
-                load_degradation_config(options.degradation_config),
-                self.repository.lend,
-                self._workers.waits,
-                cpu,
+                load_degradation_config(options.degradation_config), self.repository.lend, turns.waits, cpu
             )
         )
         self._monitor = Monitor(options.monitoring, self.repository, cpu, self.degradation)
@@ -183,17 +171,18 @@ class Server:
             self._shadow,
             self.degradation,
             cpu,
+            turns,
         )
         kserve = KServe(data_plane)
         size = options.max_message_mib << 20
         self._access = None if options.auth_config is None else Access(options.auth_config)
-        self._admission = Admission(self._workers, self._access, ended, options.message_seconds)
-        # A few requests may wait for a worker; the rest is refused at once (RESOURCE_EXHAUSTED) instead of
-        # growing a queue.
+        self._admission = Admission(turns.most + IDLE_CALLS, self._access, ended, options.message_seconds)
+        # Threads come when they are needed: for gRPC's calls, and for HTTP's requests.
+        self._workers = Workers(self._admission.threads + turns.most + PROBES)
         self._server = grpc.server(
             self._workers,
             interceptors=[self._admission],
-            maximum_concurrent_rpcs=self._workers.most_calls,
+            maximum_concurrent_rpcs=self._admission.most_calls,
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
@@ -201,7 +190,8 @@ class Server:
                 *options.channel_arguments,
             ],
         )
-        self._health = _Health()
+        # Answers of a Watch wait on its own thread, not under the servicer's lock on whoever tells.
+        self._health = health.HealthServicer(experimental_non_blocking=False)
         self._reported: int | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._server.add_generic_rpc_handlers(
@@ -232,7 +222,8 @@ class Server:
                 LifecycleRest(data_plane).routes,
                 TensorFlowRest(data_plane, options.check_method).routes,
                 KServeRest(kserve).routes,
-            ]
+            ],
+            turns.most,
         )
         self.rest_address = f"{host}:{self._rest.port}" if self._rest is not None else None
         self._report_health()
@@ -306,7 +297,7 @@ class Server:
                 "with TLS: are --ssl_config_file's texts PEM?)"
             ) from error
 
-    def _start_rest(self, protocols: Sequence[Routes]) -> RestServer | None:
+    def _start_rest(self, protocols: Sequence[Routes], max_requests: int) -> RestServer | None:
         options = self._options
         if options.rest_port is None:
             return None
@@ -315,7 +306,7 @@ class Server:
             port=options.rest_port,
             timeout_seconds=options.rest_timeout_seconds,
             max_body_mib=options.max_message_mib,
-            max_requests=self._workers.most_requests,
+            max_requests=max_requests,
             cors=options.cors,
             share_port=options.member is not None,
             tls=None if options.tls is None or options.rest_plaintext else options.tls.context(),

@@ -92,7 +92,7 @@ class RestOptions:
     timeout_seconds: float = 30.0
     max_body_mib: int = 64
     max_requests: int = 64
-    """At once, waiting ones included; more are refused."""
+    """That want something done, at once, waiting ones included; more are refused. Questions (GET) are not."""
     max_connections: int = 1024
     cors: bool = False
     header_seconds: float = _SECONDS_OF_HEADERS
@@ -120,7 +120,7 @@ class RestServer:
         self._options, self._protocols, self._workers, self._ended = options, protocols, workers, ended
         self._operations, self._access = operations, access
         self._operator = ThreadPoolExecutor(1, thread_name_prefix="operations")
-        self._requests = 0
+        self._requests = self._posts = 0
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_Faults())
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
@@ -207,9 +207,18 @@ class RestServer:
         route = next(filter(None, (p(request.method, request.path) for p in self._protocols)), None)
         if route is None:
             return HttpAnswer(dumps({"error": f"Not Found: {request.method} {request.path[:200]}"}), 404)
-        if self._requests > self._options.max_requests:
+        if request.method != "POST":
+            return await self._within_time(request, route)
+        if self._posts >= self._options.max_requests:
             self._refused("overloaded", grpc.StatusCode.RESOURCE_EXHAUSTED)
             raise OverloadedError("too many requests at once; try again later, or another replica")
+        self._posts += 1
+        try:
+            return await self._within_time(request, route)
+        finally:
+            self._posts -= 1
+
+    async def _within_time(self, request: web.BaseRequest, route: Route) -> HttpAnswer:
         caller = self._caller(request)  # before the body is read
         deadline = time.monotonic() + self._options.timeout_seconds
         try:
@@ -254,13 +263,20 @@ class RestServer:
     async def _work(
         self, route: Route, request: HttpRequest, deadline: float, caller: Caller | None
     ) -> HttpAnswer:
-        left = threading.Event()
+        left, told = threading.Event(), list[Callable[[], None]]()
+
+        def on_leave(callback: Callable[[], None]) -> None:
+            told.append(callback)
+            if left.is_set():
+                callback()
+
         timeline = Timeline("REST", traceparent=request.headers.get(TRACEPARENT, ""))
         key = request.headers.get(ROUTING_KEY)
         urgency = Urgency(
             deadline,
             priority_of(request.headers.get(PRIORITY)),
             left.is_set,
+            on_leave,
             timeline=timeline,
             routing_key=request.body if key is None else key.encode(errors="surrogateescape"),
         )
@@ -269,7 +285,7 @@ class RestServer:
         def run() -> HttpAnswer:
             try:
                 timeline.api = UNROUTED
-                with self._workers.turn(), calling(caller):
+                with calling(caller):
                     urgency.check()
                     timeline.api = ""  # the route knows it
                     answer = route(request, urgency)
@@ -290,6 +306,8 @@ class RestServer:
             return answer
         finally:
             left.set()  # the client went away or the time is over, unless there is an answer
+            for callback in list(told):
+                callback()
             if future.cancel():  # it had not begun
                 late = time.monotonic() >= deadline
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED

@@ -113,7 +113,7 @@ def serve(
         ),
     ] = False,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of a process that decode requests and run lookups.")
+        int, typer.Option(min=1, help="Requests of a process that are decoded and looked up at once.")
     ] = 8,
     max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest message, MiB.")] = 64,
     poll_seconds: Annotated[
@@ -134,8 +134,13 @@ def serve(
         float, typer.Option(min=0.0, help="Seconds that requests in flight get at the end.")
     ] = 10.0,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait for the device; more are refused at once.")
-    ] = 256,
+        int,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Requests that may wait, to be decoded or for the device; more are refused at once.",
+        ),
+    ] = 64,
     batch_delay_ms: Annotated[
         float,
         typer.Option(

@@ -10,6 +10,7 @@ from serving.auth.caller import CALLER as CALLER
 from serving.auth.caller import Caller as Caller
 from serving.auth.caller import calling as calling
 from serving.auth.caller import charge as charge
+from serving.auth.caller import charge_request as charge_request
 from serving.auth.caller import may as may
 from serving.auth.caller import require as require
 from serving.auth.config import ALL_MODELS as ALL_MODELS

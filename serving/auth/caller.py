@@ -73,6 +73,14 @@ def require(permission: Permission, model: str) -> None:
         )
 
 
+def charge_request() -> None:
+    """Counts a request of a call that has several against the quota of the caller at hand. Raises
+    `OverloadedError` beyond it."""
+    caller = CALLER.get()
+    if caller is not None:
+        caller.charge_request()
+
+
 def charge(candidates: int) -> None:
     """Counts candidates against the quota of the caller at hand. Raises `OverloadedError` beyond it."""
     caller = CALLER.get()

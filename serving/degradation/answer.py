@@ -39,12 +39,16 @@ class DegradedModel:
 
     A step that does not fit the model, or names a model that is not served, is skipped; that is counted, told
     to the client, and logged once: under overload, an answer of higher quality is worth more than none.
+
+    Attributes:
+        by_other: whether another model was asked, whose scores or fault may be in the answer.
     """
 
     def __init__(self, model: Model, level: int, reductions: Reductions, lend: Lend, tally: Tally):
         self._model, self._level, self._reductions = model, level, reductions
         self._lend, self._tally = lend, tally
         self._remarks = [f"level={level}"]
+        self.by_other = False
 
     def refuse_late(self, urgency: Urgency) -> None:
         """As `Model.refuse_late`, for the model that will answer."""
@@ -144,6 +148,7 @@ class DegradedModel:
             with self._lend(name) as (other, version):
                 check_replacement(other.manifest, self._model.manifest)
                 features = {spec.name: inputs[spec.name] for spec in other.manifest.signature.inputs}
+                self.by_other = True
                 found = other.predict(features, outputs, urgency, budget)
         except (DegradationError, *_ABSENT) as error:
             self._skip(f"model:{quote(name)}", error)

@@ -14,7 +14,7 @@ Span = tuple[float, float]
 
 PHASES = ("decode", "host", "queue", "transfer", "compute", "encode")
 
-MODEL_CALLS = ("Predict", "Classify", "Regress", "MultiInference", "ModelInfer", "Rank")
+MODEL_CALLS = ("Predict", "Classify", "Regress", "MultiInference", "ModelInfer", "Rank", "RankSlices")
 """Names of the calls that run a model; the others are not counted."""
 
 TRACEPARENT = "traceparent"
@@ -69,6 +69,8 @@ class Timeline:
         model, version: what answers it; empty until it is found, so that no client invents names.
         status: gRPC's name of what the client is told.
         reason: why it was refused, a word of `serving.errors`.
+        turn: the wait for a turn, before anything is decoded.
+        queue: the wait for a stream.
         compute: from the first call on a stream to the result.
         transfer: seconds of `compute` that went into moving data, in proportion to stream time.
         decoded_bytes, encoded_bytes: copied by decoding, where arrays are no views of the message, and by
@@ -87,6 +89,7 @@ class Timeline:
     status: str = "OK"
     reason: str = ""
     candidates: int = 0
+    turn: Span | None = None
     decode: Span | None = None
     host: Span | None = None
     queue: Span | None = None
@@ -100,17 +103,23 @@ class Timeline:
     default_rows: Mapping[str, int] = field(default_factory=dict)
     exchange: Exchange | None = None
 
+    def decoded(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The request's arrays are there."""
+        began = self.began if self.turn is None else self.turn[1]
+        self.decode, self.decoded_bytes = (began, time.monotonic()), copied_bytes(arrays)
+
     def refused(self, code: grpc.StatusCode, reason: str) -> None:
         """Writes what the client is told instead of an answer."""
         self.status, self.reason = code.name, reason
 
     def phases(self) -> list[float | None]:
         """Seconds of each of `PHASES`; their sum is the request's time, but for the steps between them."""
-        compute = None if self.compute is None else self.compute[1] - self.compute[0]
+        compute = _seconds(self.compute)
+        waits = [seconds for seconds in map(_seconds, (self.turn, self.queue)) if seconds is not None]
         return [
             _seconds(self.decode),
             _seconds(self.host),
-            _seconds(self.queue),
+            sum(waits) if waits else None,
             None if self.moved is None else self.transfer,
             compute if compute is None else compute - self.transfer,
             _seconds(self.encode),

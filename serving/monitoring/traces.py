@@ -12,7 +12,7 @@ from typing import Any
 from serving.monitoring.errors import MonitoringError
 from serving.monitoring.timeline import TRACEPARENT, Span, Timeline
 
-_SPANS = ("decode", "host", "queue", "compute", "encode")
+_SPANS = ("turn", "decode", "host", "queue", "compute", "encode")
 _EXPORT_SECONDS = 5
 
 

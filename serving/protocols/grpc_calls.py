@@ -4,12 +4,13 @@ Messages arrive as bytes and are parsed by the function, so that a damaged one g
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from serving.auth import charge_request
 from serving.errors import InvalidRequestError, ServingError, refusal
 from serving.lifecycle.trials import ROUTING_KEY
 from serving.monitoring.ended import Ended
@@ -22,7 +23,8 @@ M = TypeVar("M", bound=Message)
 Method = Callable[[bytes, Urgency], bytes]
 
 
-StreamMethod = Callable[[Iterator[bytes], Urgency], Iterator[bytes]]
+StreamMethod = Callable[[Urgency], AbstractContextManager[Method]]
+"""Opens a stream; what it gives answers each of its messages."""
 
 
 def handler(
@@ -32,15 +34,15 @@ def handler(
     ended: Ended,
     streams: Mapping[str, StreamMethod] | None = None,
 ) -> grpc.GenericRpcHandler:
-    """A gRPC service of unary methods, and of `streams` in both directions, for
+    """A gRPC service of unary methods, and of `streams` with an answer for each message, for
     `grpc.Server.add_generic_rpc_handlers`. An answer counts as the workers' work until the client has it.
-    `ended` is told of every call."""
+    `ended` is told of every message that was answered or refused."""
     unary = {
         name: grpc.unary_unary_rpc_method_handler(_answer(name, method, workers, ended))
         for name, method in methods.items()
     }
     both = {
-        name: grpc.stream_stream_rpc_method_handler(_answers(method, workers, ended))
+        name: grpc.stream_stream_rpc_method_handler(_answers(name, method, workers, ended))
         for name, method in (streams or {}).items()
     }
     return grpc.method_handlers_generic_handler(service, {**unary, **both})
@@ -62,8 +64,8 @@ def _answer(
     api = name if name in MODEL_CALLS else ""
 
     def run(data: bytes, context: grpc.ServicerContext) -> bytes:
-        timeline = Timeline("GRPC", api)
-        with _accounted(context, timeline, workers, ended):
+        _work_of(workers, context)
+        with _accounted(context, Timeline("GRPC", api), ended) as timeline:
             urgency = _urgency(context, timeline, data)
             urgency.check()
             answer = method(data, urgency)
@@ -77,33 +79,49 @@ def _answer(
 
 
 def _answers(
-    method: StreamMethod, workers: Workers, ended: Ended
+    name: str, method: StreamMethod, workers: Workers, ended: Ended
 ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
     def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        timeline = Timeline("GRPC", "")
-        with _accounted(context, timeline, workers, ended):
-            urgency = _urgency(context, timeline, b"")
-            urgency.check()
-            try:
-                yield from method(messages, urgency)
-            except grpc.RpcError:
-                return  # the client is gone, or its deadline has passed: gRPC ends its messages with this
-            if urgency.remarks:
-                context.set_trailing_metadata(tuple(urgency.remarks.items()))
+        _work_of(workers, context)
+        answer: Method | None = None
+        remarks: dict[str, str] = {}
+        with ExitStack() as stack:
+            while (data := _next_or_none(messages)) is not None:
+                with _accounted(context, Timeline("GRPC", name), ended) as timeline:
+                    urgency = _urgency(context, timeline, data)
+                    urgency.check()
+                    if answer is None:  # the call was charged when it began
+                        answer = stack.enter_context(method(urgency))
+                    else:
+                        charge_request()
+                    message = answer(data, urgency)
+                remarks |= urgency.remarks
+                context.set_trailing_metadata(tuple(remarks.items()))
+                yield message
+                urgency.answered()
 
     return run
 
 
-@contextmanager
-def _accounted(
-    context: grpc.ServicerContext, timeline: Timeline, workers: Workers, ended: Ended
-) -> Iterator[None]:
-    """A call as the workers' work until the client has its answer; an exception is the call's status."""
+def _next_or_none(messages: Iterator[bytes]) -> bytes | None:
+    try:
+        return next(messages, None)
+    except grpc.RpcError:
+        return None  # the client is gone, or its deadline has passed: gRPC ends its messages with this
+
+
+def _work_of(workers: Workers, context: grpc.ServicerContext) -> None:
+    """Counts a call as the workers' work until the client has its answer."""
     workers.begin()
     if not context.add_callback(workers.end):  # it is over already
         workers.end()
+
+
+@contextmanager
+def _accounted(context: grpc.ServicerContext, timeline: Timeline, ended: Ended) -> Iterator[Timeline]:
+    """An exception is the call's status."""
     try:
-        yield
+        yield timeline
     except Exception as error:
         told = refusal(error)
         timeline.refused(told.code, told.reason)
@@ -121,6 +139,7 @@ def _urgency(context: grpc.ServicerContext, timeline: Timeline, data: bytes) -> 
         context.time_remaining(),
         priority_of(metadata.get(PRIORITY)),
         lambda: not context.is_active(),
+        lambda callback: context.add_callback(callback) or callback(),
         timeline,
         data if key is None else key if isinstance(key, bytes) else key.encode(),
     )

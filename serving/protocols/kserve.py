@@ -3,9 +3,9 @@ mirror."""
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from serving.protocols.administration import check_admin
 from serving.protocols.kserve_tensors import DATATYPES
 from serving.scheduling import Urgency
 from serving.validation import validate
+
+T = TypeVar("T")
 
 _EXTENSIONS = ["model_repository", "binary_tensor_data", "statistics"]
 _STATES = {"AVAILABLE": "READY", "END": "UNAVAILABLE"}
@@ -111,13 +113,14 @@ class KServe:
         name: str,
         version: str,
         urgency: Urgency,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
-        encode: Any,
-    ) -> Any:
-        """Runs a model. `encode` makes the answer of a `Prediction`."""
+        read: Callable[[], tuple[Mapping[str, np.ndarray], Sequence[str]]],
+        encode: Callable[[Prediction], T],
+    ) -> T:
+        """Runs a model. `read` gives a request's inputs and the outputs that it wants, once it is known that
+        the request is to be answered; `encode` makes the answer of a `Prediction`."""
 
         def decode(manifest: Manifest) -> Work:
+            inputs, outputs = read()
             known = [spec.name for spec in manifest.signature.outputs]
             for output in outputs:
                 if output not in known:
@@ -127,10 +130,7 @@ class KServe:
             checked = validate(inputs, manifest.signature, manifest.max_candidates)
             return Work(checked, list(dict.fromkeys(outputs)) or None)
 
-        def respond(found: Prediction) -> Any:
-            return encode(found)
-
-        return self.data_plane.run(model_ref(name, version), urgency, decode, respond)
+        return self.data_plane.run(model_ref(name, version), urgency, decode, encode)
 
 
 def model_ref(name: str, version: str) -> ModelRef:

@@ -93,10 +93,12 @@ class InferenceService:
 
     def _infer(self, data: bytes, urgency: Urgency) -> bytes:
         request = parse(pb.ModelInferRequest, data)
-        check_request_parameters(request.parameters)
-        inputs = _inputs(request)
-        for output in request.outputs:
-            check_parameters(output.parameters, ("binary_data",), f"output {output.name[:200]!r}")
+
+        def read() -> tuple[dict[str, np.ndarray], list[str]]:
+            check_request_parameters(request.parameters)
+            for output in request.outputs:
+                check_parameters(output.parameters, ("binary_data",), f"output {output.name[:200]!r}")
+            return _inputs(request), [output.name for output in request.outputs]
 
         def encode(found: Prediction) -> bytes:
             response = pb.ModelInferResponse(
@@ -107,8 +109,7 @@ class InferenceService:
                 response.raw_output_contents.append(to_raw(value))
             return response.SerializeToString()
 
-        wanted = [output.name for output in request.outputs]
-        return self.kserve.infer(request.model_name, request.model_version, urgency, inputs, wanted, encode)
+        return self.kserve.infer(request.model_name, request.model_version, urgency, read, encode)
 
 
 def _inputs(request: pb.ModelInferRequest) -> dict[str, np.ndarray]:

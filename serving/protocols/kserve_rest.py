@@ -71,17 +71,21 @@ class KServeRest:
 
     def _infer(self, name: str, version: str, request: HttpRequest, urgency: Urgency) -> HttpAnswer:
         urgency.timeline.api = "ModelInfer"
-        text, binary = _split(request)
-        document = parse_object(text)
-        parameters = _object(document, "parameters")
-        check_request_parameters(parameters)
-        inputs = _inputs(document, binary)
-        as_binary = {}
-        for output in _objects(document, "outputs"):
-            of_output = _object(output, "parameters")
-            wanted = _text(output, "name")
-            check_parameters(of_output, ("binary_data",), f"output {wanted[:200]!r}")
-            as_binary[wanted] = of_output.get("binary_data", parameters.get("binary_data_output")) is True
+        document: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
+        as_binary: dict[str, bool] = {}
+
+        def read() -> tuple[dict[str, np.ndarray], list[str]]:
+            text, binary = _split(request)
+            document.update(parse_object(text))
+            parameters.update(_object(document, "parameters"))
+            check_request_parameters(parameters)
+            for output in _objects(document, "outputs"):
+                of_output = _object(output, "parameters")
+                wanted = _text(output, "name")
+                check_parameters(of_output, ("binary_data",), f"output {wanted[:200]!r}")
+                as_binary[wanted] = of_output.get("binary_data", parameters.get("binary_data_output")) is True
+            return _inputs(document, binary), list(as_binary)
 
         def encode(found: Prediction) -> HttpAnswer:
             default = parameters.get("binary_data_output") is True
@@ -106,7 +110,7 @@ class KServeRest:
                 b"".join([body, *raw]), content_type="application/octet-stream", headers=headers
             )
 
-        return self.kserve.infer(name, version, urgency, inputs, list(as_binary), encode)
+        return self.kserve.infer(name, version, urgency, read, encode)
 
 
 def _split(request: HttpRequest) -> tuple[bytes, bytes]:

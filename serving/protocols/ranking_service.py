@@ -13,7 +13,7 @@ from jaxrank.manifest import Manifest
 from serving.data_plane import DataPlane, ModelRef, Prediction, Work
 from serving.errors import InvalidRequestError, OverloadedError
 from serving.monitoring.ended import Ended
-from serving.protocols.grpc_calls import handler, parse
+from serving.protocols.grpc_calls import Method, handler, parse
 from serving.protocols.prediction_service import check_signature, model_ref, output_filter
 from serving.scheduling import Urgency
 from serving.state import Handle
@@ -25,14 +25,14 @@ from serving.wire.reflection import RANKING_SERVICE
 from serving.workers import Workers
 
 MAX_STREAM_SECONDS = 60.0
-"""Of a stream's deadline: while it waits for its client's next slice, it holds one of the workers."""
+"""Of a stream's deadline: while it waits for its client's next slice, it holds a thread."""
 
 
 class RankingService:
     """The three calls, from request bytes to response bytes; `handler` binds them."""
 
     def __init__(self, data_plane: DataPlane, max_streams: int):
-        """`max_streams` are open at once: the other workers are left to those who ask for one answer."""
+        """`max_streams` are open at once."""
         self._data_plane, self._max_streams = data_plane, max_streams
         self._free_streams = threading.BoundedSemaphore(max_streams)
 
@@ -61,29 +61,36 @@ class RankingService:
         ref = model_ref(request.model_spec)
         return self._rank(ref, request, request.candidates, urgency).SerializeToString()
 
-    def rank_slices(self, slices: Iterator[bytes], urgency: Urgency) -> Iterator[bytes]:
-        """Answers slice by slice. The first one says what is asked; all are of the version that answers it.
+    @contextmanager
+    def rank_slices(self, urgency: Urgency) -> Iterator[Method]:
+        """Opens a stream; what it gives answers a slice. The first one says what is asked; all are of the
+        version that answers it.
 
-        Raises as `rank` does, `InvalidRequestError` for a later slice with more than candidates and for a
-        call without a deadline, and `OverloadedError` for more streams than there may be.
+        Raises `InvalidRequestError` for a call without a deadline, and `OverloadedError` for more streams
+        than there may be; for a slice as `rank` does, and `InvalidRequestError` for a later one with more
+        than candidates.
         """
         if urgency.remaining() > MAX_STREAM_SECONDS:
             raise InvalidRequestError(
                 f"RankSlices needs a deadline of at most {MAX_STREAM_SECONDS:g} s; set one, or send Rank for "
                 "each slice"
             )
+        asked: pb.RankRequest | None = None
+        ref = ModelRef("")
+
+        def answer(data: bytes, urgency: Urgency) -> bytes:
+            nonlocal asked, ref
+            request = parse(pb.RankRequest, data)
+            if asked is None:
+                asked, ref = request, model_ref(request.model_spec)
+            else:
+                _check_candidates_only(request)
+            found = self._rank(ref, asked, request.candidates, urgency)
+            ref = replace(ref, answering=found.model_spec.version.value)
+            return found.SerializeToString()
+
         with self._stream():
-            asked: pb.RankRequest | None = None
-            ref = ModelRef("")
-            for data in slices:
-                request = parse(pb.RankRequest, data)
-                if asked is None:
-                    asked, ref = request, model_ref(request.model_spec)
-                else:
-                    _check_candidates_only(request)
-                answer = self._rank(ref, asked, request.candidates, urgency)
-                ref = replace(ref, version=answer.model_spec.version.value, label=None)
-                yield answer.SerializeToString()
+            yield answer
 
     def _rank(
         self,

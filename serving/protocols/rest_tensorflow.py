@@ -59,18 +59,19 @@ class TensorFlowRest:
         return malformed
 
     def _predict(self, ref: ModelRef, request: HttpRequest, urgency: Urgency) -> HttpAnswer:
-        document = parse_object(request.body)
-        name = _signature_name(document)
-        if ("instances" in document) == ("inputs" in document):
-            raise InvalidRequestError(
-                "Missing 'inputs' or 'instances' key"
-                if "inputs" not in document
-                else "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
-            )
-        by_row = "instances" in document
+        by_row = False
 
         def decode(manifest: Manifest) -> Work:
-            signature = manifest.signature
+            nonlocal by_row
+            document, signature = parse_object(request.body), manifest.signature
+            name = _signature_name(document)
+            if ("instances" in document) == ("inputs" in document):
+                raise InvalidRequestError(
+                    "Missing 'inputs' or 'instances' key"
+                    if "inputs" not in document
+                    else "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+                )
+            by_row = "instances" in document
             check_signature(name, signature)
             read = _instances if by_row else _inputs
             inputs = read(document["instances" if by_row else "inputs"], signature)
@@ -109,11 +110,9 @@ class TensorFlowRest:
         urgency: Urgency,
         encode: Callable[[Prediction], HttpAnswer],
     ) -> HttpAnswer:
-        document = parse_object(request.body)
-        name = _signature_name(document)
-        examples = serialized(document)
-
         def decode(manifest: Manifest) -> Work:
+            document = parse_object(request.body)
+            name, examples = _signature_name(document), serialized(document)
             return work_on_examples(manifest, examples, name, method, check_method=self.check_method)
 
         return self.data_plane.run(ref, urgency, decode, encode)

@@ -48,7 +48,7 @@ class Job:
         self.finish: Callable[[], Sequence[Any]] = lambda: ()
         self.arrived = self.expected = 0.0
         self.started = self.is_waiting = False
-        self.running = 0
+        self.running = self.ran = 0
         self.seconds = 0.0
         self.began = self.ended = 0.0
         self.moved = Moved()

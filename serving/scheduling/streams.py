@@ -4,25 +4,28 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from serving.background import low
-from serving.errors import DeadlineError, OverloadedError
+from serving.errors import CancelledError, DeadlineError, OverloadedError
 from serving.monitoring.timeline import Moved
 from serving.scheduling.costs import Costs
 from serving.scheduling.jobs import Call, Job
 from serving.scheduling.lateness import Lateness
 from serving.scheduling.load import KeyLoad, StreamLoad
 from serving.scheduling.order import Waiting
-from serving.scheduling.urgency import BACKGROUND, LATE, Urgency
+from serving.scheduling.urgency import BACKGROUND, GONE, LATE, Urgency
 
 _T = TypeVar("_T")
 
 MAX_SHARED_REQUESTS = 64
 """Of one shared call."""
+
+MAX_WAITING = 4096
+"""Of `SchedulingOptions.max_waiting`: each request waits on a thread."""
 
 _HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 # The core that a thread runs on; `PyDLL` keeps the GIL for a call of nanoseconds.
@@ -34,15 +37,14 @@ class SchedulingOptions:
     """How requests wait for a device.
 
     Attributes:
-        max_waiting: requests that may wait; more are refused. At a millisecond each, the default is as much
-            as a request's deadline.
+        max_waiting: requests that may wait, for their turn (`turns.py`) or for a device; more are refused.
         max_delay: seconds that a request waits for others to share its call with. Those that wait for a
             stream share calls whatever this is.
         max_shared_rows: candidates, with padding, of a shared call. What sharing saves is the fixed cost of a
             call, a small part of so many rows.
     """
 
-    max_waiting: int = 256
+    max_waiting: int = 64
     max_delay: float = 0.0
     max_shared_rows: int = 512
 
@@ -79,6 +81,8 @@ class StreamScheduler:
         self._waiting, self._costs, self._closed = Waiting(), Costs(), False
         self._lateness: dict[tuple[object, int], Lateness] = {}
         """By key and priority: who is overtaken is late by another measure than those who overtake."""
+        self._running: dict[int, tuple[Job, float]] = {}
+        """By stream, the job whose call runs there, and since when."""
         self._loads: dict[object, _Counts] = {}
         self._seconds = 0.0
         """That calls of all keys took."""
@@ -110,9 +114,12 @@ class StreamScheduler:
                 self._notify(1)
             else:
                 self._free.remove(stream)
-                call = self._start(job)
+                call = self._start(job, stream)
+        job.urgency.turn_over()
         if stream is not None:
             self._execute(job, call, stream)
+        else:
+            job.urgency.on_leave(lambda: self._left(job))
         remaining = job.urgency.remaining()
         if not job.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
             raise DeadlineError(LATE)
@@ -195,17 +202,29 @@ class StreamScheduler:
                     break
             else:
                 return None
-            if _is_given_up(job, now):
-                self._waiting.remove(job)
-                if job.urgency.deadline <= now:
-                    self._observe_end(job, now)
-                job.fail(DeadlineError(LATE))
-            else:
+            if not self._give_up(job, now):
                 self._free.remove(stream)
-                return job, self._start(job) if not job.started else self._next(job)
+                return job, self._start(job, stream) if not job.started else self._next(job, stream)
         return None
 
-    def _start(self, job: Job) -> Call:
+    def _give_up(self, job: Job, now: float) -> bool:
+        """Drops a waiting job if nobody waits for any of its requests."""
+        if not all(m.urgency.deadline <= now or m.urgency.left() for m in job.members):
+            return False
+        self._waiting.remove(job)
+        late = job.urgency.deadline <= now
+        if late:
+            self._observe_end(job, now)
+        job.fail(DeadlineError(LATE) if late else CancelledError(GONE))
+        return True
+
+    def _left(self, job: Job) -> None:
+        """The client of a job went away."""
+        with self._lock:
+            if job in self._waiting:
+                self._give_up(job, time.monotonic())
+
+    def _start(self, job: Job, stream: int) -> Call:
         """The first call of a job, with the waiting jobs that share it."""
         self._waiting.remove(job)
         if job.shared_rows:
@@ -219,14 +238,16 @@ class StreamScheduler:
         job.started = True
         job.began = time.monotonic()
         job.running += 1
-        load, now = self._loads.setdefault(job.key, _Counts()), time.monotonic()
+        self._running[stream] = job, job.began
+        load = self._loads.setdefault(job.key, _Counts())
         load.started += len(job.members)
-        load.waited += sum(now - member.arrived for member in job.members)
+        load.waited += sum(job.began - member.arrived for member in job.members)
         return job.calls.popleft()
 
-    def _next(self, job: Job) -> Call:
+    def _next(self, job: Job, stream: int) -> Call:
         call = job.calls.popleft()
         job.running += 1
+        self._running[stream] = job, time.monotonic()
         if not job.calls:
             self._waiting.remove(job)
         return call
@@ -245,8 +266,10 @@ class StreamScheduler:
         seconds = time.perf_counter() - started
         with self._lock:
             self._free.append(stream)
+            del self._running[stream]
             self._waiting.charge(job.key, seconds)
             job.running -= 1
+            job.ran += 1
             job.seconds += seconds
             if isinstance(moved, Moved):
                 job.moved.add(moved)
@@ -255,17 +278,17 @@ class StreamScheduler:
             if error is not None:
                 self._waiting.remove(job)
                 job.fail(error)
+            elif self._closed and job.calls:
+                # The threads have ended that would run them.
+                self._waiting.remove(job)
+                job.fail(OverloadedError("the server is stopping", "stopping"))
             elif job.calls and not job.is_waiting:
                 job.is_waiting = True
                 self._waiting.add(job)
-            elif self._closed and job.calls and not job.running:
-                # The threads have ended that would have run them.
-                self._waiting.remove(job)
-                job.fail(OverloadedError("the server is stopping", "stopping"))
             ended = not (job.calls or job.running or job.done.is_set())
             # What a new version scores to prove itself says little about requests: a single row costs a call.
             if ended and job.rows and job.urgency.priority > BACKGROUND:
-                self._costs.observe(job.key, sum(m.rows for m in job.members), job.seconds)
+                self._costs.observe(job.key, _rows(job), job.seconds, job.ran)
                 self._observe_end(job, time.monotonic())
             next_call = then(stream)
             if self._waiting:
@@ -300,8 +323,7 @@ class StreamScheduler:
             )
         if urgency.deadline == float("inf"):
             return 0.0
-        # As if everything were spread evenly over the streams.
-        needed = (self._ahead(key, urgency) + self._costs.seconds(key, rows)) / self.streams
+        needed = self._needed(key, urgency, rows)
         # Where nothing waits, the margin does not count: there is always somebody to learn it from.
         late = self._lateness.get((key, urgency.priority)) if self._waiting else None
         likely = needed + (late.margin if late is not None else 0.0)
@@ -313,14 +335,31 @@ class StreamScheduler:
             )
         return needed
 
+    def _needed(self, key: object, urgency: Urgency, rows: int | None) -> float:
+        """Seconds until a request that comes now ends: as if what goes before it, and then its calls, were
+        poured over the streams, those first that are free first."""
+        now = time.monotonic()
+        free_in = sorted(
+            [0.0] * len(self._free) + [self._left_of_call(*r, now) for r in self._running.values()]
+        )
+        ahead, own = self._ahead(key, urgency), self._costs.seconds(key, rows)
+        longest = own / min(self._costs.calls(key, rows), self.streams)
+        return max(_level(free_in, ahead + own), _level(free_in, ahead) + longest)
+
+    def _left_of_call(self, job: Job, since: float, now: float) -> float:
+        """Seconds that a call still runs, if the calls of its job that are left are of one size."""
+        left = self._costs.seconds(job.key, _rows(job)) - job.seconds
+        return max(0.0, left / (job.running + len(job.calls)) - (now - since))
+
     def _ahead(self, key: object, urgency: Urgency) -> float:
-        """Stream seconds of what goes before a request that comes now."""
+        """Stream seconds of the calls that go before those of a request that comes now."""
         own = others = 0.0
         keys = {key}
         for job in self._waiting:
             if job.urgency.priority < urgency.priority:
                 continue
-            seconds = self._costs.seconds(job.key, job.rows)
+            left = max(0.0, self._costs.seconds(job.key, _rows(job)) - job.seconds)
+            seconds = left * len(job.calls) / (job.running + len(job.calls))
             if job.key != key:
                 keys.add(job.key)
                 others += seconds
@@ -348,6 +387,16 @@ class StreamScheduler:
             os.sched_setaffinity(0, {self._cores[stream % len(self._cores)]})
 
 
-def _is_given_up(job: Job, now: float) -> bool:
-    """Whether nobody waits for any of a job's requests."""
-    return all(m.urgency.deadline <= now or m.urgency.left() for m in job.members)
+def _rows(job: Job) -> int:
+    return sum(member.rows for member in job.members)
+
+
+def _level(free_in: Sequence[float], work: float) -> float:
+    """When the first stream is free after so many seconds of work were poured over streams that are free in
+    so many seconds, the first ones first."""
+    below = free_in[0]
+    for number, seconds in enumerate(free_in[1:], 1):
+        if work + below <= number * seconds:
+            return (work + below) / number
+        below += seconds
+    return (work + below) / len(free_in)

@@ -9,6 +9,7 @@ from serving.errors import CancelledError, DeadlineError, InvalidRequestError
 from serving.monitoring.timeline import Timeline
 
 LATE = "the deadline passed before the answer was there"
+GONE = "the client no longer waits for the answer"
 
 PRIORITY = "jaxrank-priority"
 """Name of the gRPC metadata, and of the HTTP header, with a request's priority."""
@@ -28,6 +29,8 @@ class Urgency:
         deadline: on the clock of `time.monotonic`, seconds; infinite for none.
         priority: requests of a greater one go first, whatever their deadlines.
         left: whether the client went away.
+        on_leave: has something called when that happens, on any thread, or when the call ends.
+        turn_over: is called before the request's thread waits for a device (`turns.py`).
         remarks: what the client is told beside the answer, by name: gRPC's trailing metadata, HTTP's headers.
         timeline: what happens to the request is written here.
         routing_key: what says whether the request is one of a canary's: the client's key, or the request.
@@ -37,6 +40,8 @@ class Urgency:
     deadline: float = math.inf
     priority: int = 0
     left: Callable[[], bool] = lambda: False
+    on_leave: Callable[[Callable[[], None]], object] = lambda callback: None
+    turn_over: Callable[[], None] = lambda: None
     remarks: dict[str, str] = field(default_factory=dict, compare=False)
     timeline: Timeline = field(default_factory=Timeline, compare=False)
     routing_key: bytes = b""
@@ -48,13 +53,16 @@ class Urgency:
         seconds: float | None,
         priority: int = 0,
         left: Callable[[], bool] = lambda: False,
+        on_leave: Callable[[Callable[[], None]], object] = lambda callback: None,
         timeline: Timeline | None = None,
         routing_key: bytes = b"",
     ) -> "Urgency":
         """So many seconds from now; None is no deadline, and so is what no lock can wait for: gRPC's Python
         server gives centuries for a call without one (github.com/grpc/grpc/issues/9423)."""
         deadline = math.inf if seconds is None or seconds > _LONGEST_SECONDS else time.monotonic() + seconds
-        return cls(deadline, priority, left, timeline=timeline or Timeline(), routing_key=routing_key)
+        return cls(
+            deadline, priority, left, on_leave, timeline=timeline or Timeline(), routing_key=routing_key
+        )
 
     def answered(self) -> None:
         """Does what was to be done after the answer."""
@@ -70,7 +78,7 @@ class Urgency:
         if self.remaining() <= 0:
             raise DeadlineError(LATE)
         if self.left():
-            raise CancelledError("the client no longer waits for the answer")
+            raise CancelledError(GONE)
 
 
 ANY_TIME = Urgency()

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -17,11 +18,12 @@ from serving.auth.config import parse_auth_config
 from serving.auth.quota import TokenBucket
 from serving.grpc_server import Server
 from serving.model_config import ModelConfig
+from serving.scheduling import ANY_TIME
 from serving.tls import read_tls
-from serving.wire import inference_pb2, kserve_pb2, model_service_pb2
+from serving.wire import inference_pb2, kserve_pb2, model_service_pb2, ranking_pb2
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
-from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE, PREDICTION_SERVICE
+from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE, PREDICTION_SERVICE, RANKING_SERVICE
 
 Code = grpc.StatusCode
 OPEN = {"ServerLive", "ServerReady"}
@@ -46,6 +48,7 @@ CALLERS = (
     _caller("nobody", models={}),
     _caller("slow", models={"*": ["predict"]}, requests_per_second=0.01),
     _caller("small", models={"*": ["predict"]}, candidates_per_second=5),
+    _caller("slices", models={"*": ["predict"]}, requests_per_second=0.01),
 )
 
 
@@ -211,6 +214,41 @@ def test_quotas(server: Server) -> None:
     code, text = _predict(server, "small")
     assert code is Code.RESOURCE_EXHAUSTED and "quota of 5 candidates a second" in text
     assert _predict(server, "scorer")[0] is Code.OK
+
+
+def test_each_slice_counts_against_the_quota(server: Server) -> None:
+    first = ranking_pb2.RankRequest(model_spec=pb.ModelSpec(name="half_plus_three"))
+    first.candidates["x"].CopyFrom(encode_content(np.ones(1, np.float32)))
+    later = ranking_pb2.RankRequest(candidates=first.candidates)
+    with grpc.insecure_channel(server.address) as channel:
+        answers = channel.stream_stream(f"/{RANKING_SERVICE}/RankSlices")(
+            iter([first.SerializeToString(), later.SerializeToString()]),
+            metadata=(("authorization", "Bearer token of slices"),),
+            timeout=20,
+        )
+        assert ranking_pb2.RankResponse.FromString(next(answers)).outputs
+        with pytest.raises(grpc.RpcError, match="quota of 0.01 requests a second") as refused:
+            next(answers)
+    assert refused.value.code() is Code.RESOURCE_EXHAUSTED
+
+
+def test_who_may_not_ask_is_told_before_anything_is_read(server: Server) -> None:
+    """Bodies that would not do, by callers that may not send them."""
+    model = "half_plus_three"
+    for path in (f"/v1/models/{model}:predict", f"/v1/models/{model}:classify", f"/v2/models/{model}/infer"):
+        assert _curl(server, path, "-d", "{", *_as("viewer"))[0] == 403
+        assert _curl(server, path, "-d", "{", *_as("scorer"))[0] == 400
+    request = kserve_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="x", datatype="nothing", shape=[1])
+    method, data = f"{INFERENCE_SERVICE}/ModelInfer", request.SerializeToString()
+    assert _call(server, method, data, "viewer")[0] is Code.PERMISSION_DENIED
+    assert _call(server, method, data, "scorer")[0] is Code.INVALID_ARGUMENT
+    request.inputs[0].datatype = "FP32"
+    with ExitStack() as turns:
+        for _ in range(server._turns.most):
+            turns.enter_context(server._turns.turn(ANY_TIME)).turn_over()
+        assert _curl(server, f"/v1/models/{model}:predict", "-d", "{", *_as("scorer"))[0] == 429
+        assert _call(server, method, data, "scorer")[0] is Code.RESOURCE_EXHAUSTED
 
 
 def test_a_bucket_over_time() -> None:

@@ -24,6 +24,14 @@ def test_the_documented_example(tmp_path: Path) -> None:
     assert notes == ["num_batch_threads has no meaning here: calls that run at once are --streams"]
 
 
+def test_no_more_wait_than_there_may_be_threads(tmp_path: Path) -> None:
+    path = tmp_path / "batching.txt"
+    path.write_text("max_batch_size { value: 100 } max_enqueued_batches { value: 1000 }")
+    options, notes = read_batching_parameters(path, SchedulingOptions())
+    assert options.max_waiting == 4096
+    assert notes == ["max_enqueued_batches asks for 100000 requests that wait; 4096 may"]
+
+
 def test_what_is_not_given_stays(tmp_path: Path) -> None:
     path = tmp_path / "batching.txt"
     path.write_text("allowed_batch_sizes: 8 allowed_batch_sizes: 16 pad_variable_length_inputs: true")

@@ -22,7 +22,7 @@ from serving.model import Model
 from serving.model_config import ConfigError, ModelConfig, channel_arguments
 from serving.monitoring.ended import Ended
 from serving.rest_server import RestOptions, RestServer
-from serving.scheduling import ANY_TIME, BACKGROUND, Urgency
+from serving.scheduling import ANY_TIME, BACKGROUND, SchedulingOptions, Urgency
 from serving.tls import read_tls, subject_of
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
@@ -339,7 +339,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, thr
 
 
 def test_what_nobody_waits_for_is_not_computed(server: Server, held: tuple) -> None:
-    """One worker: the first request holds it; of those behind it one is cancelled, one passes its deadline,
+    """One turn: the first request holds it; of those behind it one is cancelled, one passes its deadline,
     one comes by HTTP and its client leaves."""
     inside, go_on, asked = held
     with PredictClient(server.address).channel as channel:
@@ -385,9 +385,14 @@ def test_a_request_that_is_late_over_http(example_models: Path, start_server: Ca
 
 
 def test_too_many_at_once_over_http(example_models: Path, start_server: Callable, held: tuple) -> None:
-    """One worker and seven in its queue; the others are told at once."""
+    """One turn, and seven may wait; the others are told at once."""
     inside, go_on, _ = held
-    server = start_server(_half_plus_three_dir(example_models), rest_port=0, workers=1)
+    server = start_server(
+        _half_plus_three_dir(example_models),
+        rest_port=0,
+        workers=1,
+        scheduling=SchedulingOptions(max_waiting=7),
+    )
     url = f"http://{server.rest_address}/v1/models/half_plus_three:predict"
     curls = [
         subprocess.Popen(

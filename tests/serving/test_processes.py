@@ -185,10 +185,11 @@ def test_a_signal_drains_all_workers(fleet: tuple) -> None:
 
 _SUPERVISOR = """
 import sys
-from serving.processes import Share, Supervisor
-supervisor = Supervisor(
-    [Share((), NODE)] * 2, host="127.0.0.1", port=0, rest_port=0, grace_seconds=1,
-    command=[sys.executable, "-c", sys.argv[1], *sys.argv[2:]],
+from serving import processes
+processes._LAST_DELAY = 0.5
+supervisor = processes.Supervisor(
+    [processes.Share((), NODE)] * 2, host="127.0.0.1", port=0, rest_port=0, grace_seconds=1,
+    command=[sys.argv[1], "-c", *sys.argv[2:]],
 )
 print(supervisor.port, supervisor.rest_port, flush=True)
 sys.exit(supervisor.run())
@@ -201,9 +202,12 @@ member = Member.from_environment(os.environ)
 """
 
 
-def _supervise(worker: str, *arguments: str, node: int | None = None) -> subprocess.Popen:
+def _supervise(
+    worker: str, *arguments: str, node: int | None = None, python: str = sys.executable
+) -> subprocess.Popen:
     """A supervisor of two small workers that keep its protocol."""
-    command = [sys.executable, "-c", _SUPERVISOR.replace("NODE", repr(node)), _WORKER + worker, *arguments]
+    supervisor = _SUPERVISOR.replace("NODE", repr(node))
+    command = [sys.executable, "-c", supervisor, python, _WORKER + worker, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -222,6 +226,31 @@ alone.wait()
         process.kill()
         assert len(workers) == 2
         _eventually(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers))
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """Its program is gone for a while, as memory or process numbers may be; the other worker goes on."""
+    worker = """
+member.wait_for_others()
+member.serving(when_alone=alone.set)
+print(f"{os.getpid()}\\n", end="", flush=True)
+alone.wait()
+"""
+    python, hidden = tmp_path / "python", tmp_path / "hidden"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with killed(_supervise(worker, python=str(python))) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        first, second = (int(process.stdout.readline()) for _ in range(2))
+        python.rename(hidden)
+        os.kill(first, signal.SIGKILL)
+        assert any(
+            re.search(r"cannot start: .*python.*; tried again in 0.5 s", line) for line in process.stderr
+        )
+        assert Path(f"/proc/{second}/exe").exists()
+        hidden.rename(python)
+        assert int(process.stdout.readline()) not in (first, second)
 
 
 def test_none_answers_before_all_can(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from serving.client import PredictClient
 from serving.degradation import DEGRADATION, DegradationError, Quality, load_degradation_config
 from serving.grpc_server import Server, StartError
+from serving.model import Model
+from serving.scheduling import ANY_TIME
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import decode, encode_content
 from serving.wire.reflection import PREDICTION_SERVICE
@@ -125,6 +128,49 @@ def test_http_has_it_as_a_header(server: Server) -> None:
     asked = urllib.request.Request(url, json.dumps({"inputs": features}).encode())
     with urllib.request.urlopen(asked, timeout=30) as answer:
         assert answer.headers[DEGRADATION] == "level=1;candidates=10/20"
+
+
+def test_what_a_version_scored_itself_decides_about_it(
+    server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer candidates, too; neither another model's scores nor its faults."""
+
+    def outcomes(model: str) -> tuple[int, int]:
+        found = server.repository._served[model][1].outcomes
+        return found.requests, found.faults
+
+    before = {name: outcomes(name) for name in ("fewer", "by_other", "replaced")}
+    for name in before:
+        _ask(channel, name)
+    with server.repository.lend("other") as (other, _):
+        predict = Model.predict
+
+        def broken(self: Model, *arguments: Any) -> dict[str, np.ndarray]:
+            if self is other:
+                raise RuntimeError("a fault of the other model's")
+            return predict(self, *arguments)
+
+        monkeypatch.setattr(Model, "predict", broken)
+        with pytest.raises(grpc.RpcError) as failed:
+            _ask(channel, "replaced")
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    requests, faults = before["fewer"]
+    assert outcomes("fewer") == (requests + 1, faults)
+    assert {name: outcomes(name) for name in ("by_other", "replaced")} == {
+        name: before[name] for name in ("by_other", "replaced")
+    }
+
+
+def test_a_request_without_a_turn_is_missed(server: Server, channel: grpc.Channel) -> None:
+    assert server.degradation is not None
+    before = server.degradation.qualities()["fewer"].missed
+    with ExitStack() as turns:
+        for _ in range(4):
+            turns.enter_context(server._turns.turn(ANY_TIME))
+        with pytest.raises(grpc.RpcError) as late:
+            _ask(channel, "fewer", timeout=0.2)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    _wait(lambda: server.degradation.qualities()["fewer"].missed == before + 1)  # type: ignore[union-attr]
 
 
 def test_a_model_that_is_gone_is_not_waited_for(server: Server, channel: grpc.Channel) -> None:

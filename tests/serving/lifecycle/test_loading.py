@@ -12,10 +12,14 @@ import tensorflow as tf
 
 from serving.background import NICENESS, in_background
 from serving.client import PredictClient
+from serving.engines import StreamSchedulers
+from serving.errors import OverloadedError
 from serving.grpc_server import Server
 from serving.lifecycle import LifecycleOptions
-from serving.lifecycle.warmup import FILE
+from serving.lifecycle.warmup import FILE, warm_up
+from serving.model import Model
 from serving.repository import ModelRepository
+from serving.versions import retry_after
 from serving.wire import inference_pb2
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode
@@ -135,6 +139,23 @@ def _write(version: Path, logs: list[PredictionLog]) -> None:
     with tf.io.TFRecordWriter(str(version / FILE)) as writer:
         for record in logs:
             writer.write(record.SerializeToString())
+
+
+def test_a_busy_server_says_nothing_of_a_versions_warm_up(
+    tmp_path: Path, add_version: AddVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests are not answered, and the version is tried again: it is not the one that is wrong."""
+    monkeypatch.setattr("serving.lifecycle.scoring.PATIENCE_SECONDS", 0.05)
+    version = add_version(tmp_path / "m", "warm", 1)
+    request = pb.PredictRequest(inputs={name: encode(value) for name, value in REQUEST.items()})
+    _write(version, [PredictionLog(predict_log=PredictLog(request=request))])
+    schedulers = StreamSchedulers(1)
+    model = Model.load(version, schedulers=schedulers)
+    schedulers.close(10)  # as refuses a device whose queue is full
+    with pytest.raises(OverloadedError) as busy:
+        warm_up(version, model)
+    model.close()
+    assert retry_after(busy.value, 1, 5, 60.0) == 60.0
 
 
 def test_a_version_beyond_the_memory_limit(tmp_path: Path, add_version: AddVersion) -> None:

@@ -24,8 +24,9 @@ from serving.model_config import ConfigError, ModelConfig, read_model_config
 from serving.repository import ModelRepository
 from serving.versions import files_of
 from serving.wire import predict_pb2 as pb
+from serving.wire import ranking_pb2
 from serving.wire.codec import encode
-from serving.wire.reflection import PREDICTION_SERVICE
+from serving.wire.reflection import PREDICTION_SERVICE, RANKING_SERVICE
 from tests import models
 from tests.serving.lifecycle.versions import AddVersion, eventually
 
@@ -218,6 +219,34 @@ def test_without_a_key_the_request_decides(client: PredictClient) -> None:
     assert [_ask(client, "canary", request)[0] for request in requests] == found
 
 
+def test_a_prepared_request_is_its_keys(client: PredictClient) -> None:
+    """It is the version's that would rank it, and its slices go there as well."""
+    user = {name: value for name, value in REQUEST.items() if name.startswith("user_")}
+    items = {name: value for name, value in REQUEST.items() if name not in user}
+    prepared = ranking_pb2.RequestFeatures(model_spec=pb.ModelSpec(name="canary"))
+    for name, value in user.items():
+        prepared.features[name].CopyFrom(encode(value))
+    slices = ranking_pb2.RankRequest(model_spec=prepared.model_spec, request_features=prepared.features)
+    for name, value in items.items():
+        slices.candidates[name].CopyFrom(encode(value))
+    later = ranking_pb2.RankRequest(candidates=slices.candidates)
+    prepare = client.channel.unary_unary(f"/{RANKING_SERVICE}/PrepareRequest")
+    rank = client.channel.stream_stream(f"/{RANKING_SERVICE}/RankSlices")
+    versions = set()
+    for number in range(8):
+        metadata = ((ROUTING_KEY, f"user {number}"),)
+        expected = 2 if is_drawn(f"user {number}".encode(), 0.3) else 1
+        data = prepare(prepared.SerializeToString(), metadata=metadata, timeout=30)
+        assert ranking_pb2.RequestState.FromString(data).model_spec.version.value == expected
+        messages = (message.SerializeToString() for message in (slices, later))
+        answers = [
+            ranking_pb2.RankResponse.FromString(a) for a in rank(messages, metadata=metadata, timeout=30)
+        ]
+        assert [answer.model_spec.version.value for answer in answers] == [expected] * 2
+        versions.add(expected)
+    assert versions == {1, 2}
+
+
 def test_over_rest(server: Server) -> None:
     def ask(key: str) -> str:
         strings = np.vectorize(bytes.decode, otypes=[object])
@@ -307,6 +336,15 @@ def test_a_shadow_scores_what_another_version_answered(client: PredictClient, se
     with pytest.raises(urllib.error.HTTPError) as caught:
         _get(server, "nobody/shadow")
     assert caught.value.code == 404
+
+
+def test_a_shadow_scores_every_slice(client: PredictClient, server: Server) -> None:
+    user = {name: value for name, value in REQUEST.items() if name.startswith("user_")}
+    items = {name: value for name, value in REQUEST.items() if name not in user}
+    before = _get(server, "shadow/shadow")["shadow"]
+    known = 0 if before is None else before["compared"]
+    assert len(list(client.rank_slices("shadow", user, [items] * 3, timeout=30))) == 3
+    eventually(lambda: (_get(server, "shadow/shadow")["shadow"] or {}).get("compared") == known + 3)
 
 
 def test_a_busy_shadow_drops_samples(server: Server, caplog: pytest.LogCaptureFixture) -> None:

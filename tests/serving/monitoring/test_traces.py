@@ -88,7 +88,7 @@ def test_a_callers_trace_goes_on(
     assert attributes["jaxrank.candidates"].int_value == 4
     phases = [s for s in received.spans if s.parent_span_id == answered.span_id]
     phases.sort(key=lambda span: span.start_time_unix_nano)
-    assert [span.name for span in phases] == ["decode", "host", "queue", "compute", "encode"]
+    assert [span.name for span in phases] == ["turn", "decode", "host", "queue", "compute", "encode"]
     times = [answered.start_time_unix_nano]
     for span in phases:
         times += [span.start_time_unix_nano, span.end_time_unix_nano]

@@ -66,9 +66,22 @@ def test_idleness_earns_nothing() -> None:
 def test_costs_follow_what_ran() -> None:
     costs = Costs()
     assert costs.seconds("m", 100) == 0.0
-    costs.observe("m", 100, 1.0)
+    costs.observe("m", 100, 1.0, 4)
     assert math.isclose(costs.seconds("m", 50), 0.5) and math.isclose(costs.seconds("m"), 1.0)
     for _ in range(200):
-        costs.observe("m", 10, 0.2)
+        costs.observe("m", 10, 0.2, 1)
     assert math.isclose(costs.seconds("m", 50), 1.0, rel_tol=0.01)
     assert math.isclose(costs.seconds("m"), 0.2, rel_tol=0.05)
+
+
+def test_calls_are_as_large_as_those_that_ran() -> None:
+    """A model that is cut into slices has more calls for more candidates; one that mixes them has one."""
+    costs = Costs()
+    assert costs.calls("sliced", 1000) == 1
+    for rows, calls in ((30, 1), (200, 4), (64, 1)):
+        costs.observe("sliced", rows, 1.0, calls)
+        costs.observe("mixing", rows, 1.0, 1)
+    assert [costs.calls("sliced", rows) for rows in (1, 64, 65, 640)] == [1, 1, 2, 10]
+    assert costs.calls("mixing", 200) == costs.calls("mixing") == 1
+    costs.forget("sliced")
+    assert costs.calls("sliced", 1000) == 1

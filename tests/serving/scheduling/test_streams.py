@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from serving.cores import affinity
 from serving.errors import CancelledError, DeadlineError, OverloadedError
 from serving.scheduling import ANY_TIME, Job, SchedulingOptions, StreamScheduler, Urgency
+from serving.scheduling.streams import _level
 
 PATIENCE = 30.0  # seconds; a test that waits so long has failed
 
@@ -251,14 +253,16 @@ def test_a_request_whose_deadline_passes_costs_no_call() -> None:
 
 def test_a_cancelled_request_costs_no_call() -> None:
     ran: list[int] = []
-    left = threading.Event()
-    urgency = Urgency(left=left.is_set)
+    left, told = threading.Event(), SimpleQueue[Callable[[], None]]()
+    urgency = Urgency(left=left.is_set, on_leave=told.put)
     with _scheduler() as scheduler:
         with _busy(scheduler):
             request = Started(scheduler, _job(lambda job, stream: ran.append(stream), urgency=urgency))
-            _wait_for(scheduler, 1)
+            callback = told.get(timeout=PATIENCE)
             left.set()
-        assert request.end().error is not None
+            callback()  # it ends while the stream is still busy
+            assert isinstance(request.end().error, CancelledError)
+        callback()
         with pytest.raises(CancelledError):
             scheduler.run(_job(lambda job, stream: ran.append(stream), urgency=urgency))
     assert not ran
@@ -292,6 +296,58 @@ def test_what_would_be_late_is_refused_at_once() -> None:
                 scheduler.refuse_late("model", Urgency.within(0.01))
         for request in waiting:
             request.end()
+
+
+def test_calls_that_run_count() -> None:
+    """100 s of one model run on the only stream: another one's request ends after them. Of two streams the
+    other one is free."""
+    for streams, refused in ((1, True), (2, False)):
+        with _scheduler(streams) as scheduler:
+            scheduler.run(_job(lambda job, stream: time.sleep(0.1), rows=1, key="long"))
+            running, go_on = threading.Event(), threading.Event()
+            begin = lambda job, stream: (running.set(), go_on.wait(PATIENCE))  # noqa: E731, B023
+            long = Started(scheduler, _job(begin, rows=1000, key="long"))
+            assert running.wait(PATIENCE)
+            try:
+                scheduler.refuse_late("model", Urgency.within(50.0))
+                assert not refused
+            except OverloadedError:
+                assert refused
+            finally:
+                go_on.set()
+                long.end()
+
+
+def test_one_call_is_not_spread_over_streams() -> None:
+    """10 candidates of a model that mixes them took 0.2 s, and do so however many streams there are."""
+    with _scheduler(2) as scheduler:
+        scheduler.run(_job(lambda job, stream: time.sleep(0.2), rows=10))
+        with pytest.raises(OverloadedError, match="would take"):
+            scheduler.run(_job(lambda job, stream: None, rows=10, urgency=Urgency.within(0.19)))
+
+
+def test_work_is_poured_over_the_streams() -> None:
+    assert _level([0.0], 3.0) == 3.0
+    assert _level([0.0, 10.0], 0.0) == 0.0
+    assert _level([0.0, 10.0], 4.0) == 4.0
+    assert _level([0.0, 10.0], 12.0) == 11.0
+    assert _level([1.0, 2.0, 6.0], 3.0) == 3.0
+
+
+def test_whoever_runs_needs_no_turn() -> None:
+    """Neither on a stream that is free, nor while it waits for one."""
+    over: SimpleQueue[str] = SimpleQueue()
+    with _scheduler() as scheduler:
+        first = Urgency(turn_over=lambda: over.put("first"))
+        scheduler.run(_job(lambda job, stream: over.put("runs"), urgency=first))
+        assert [over.get(timeout=PATIENCE) for _ in range(2)] == ["first", "runs"]
+        with _busy(scheduler):
+            waiting = Started(
+                scheduler,
+                _job(lambda job, stream: None, urgency=Urgency(turn_over=lambda: over.put("waits"))),
+            )
+            assert over.get(timeout=PATIENCE) == "waits"
+        waiting.end()
 
 
 def test_a_margin_counts_only_where_others_wait() -> None:
@@ -331,6 +387,21 @@ def test_load_counts_what_ran_and_what_it_waited() -> None:
         assert seen.waited_seconds >= 0.02 and 0.02 <= seen.own_seconds < seen.all_seconds
         scheduler.forget("model")
         assert scheduler.load_of("model").since(seen).started == 0
+
+
+def test_close_refuses_the_calls_that_a_running_one_adds() -> None:
+    """The threads that would run them have ended."""
+    scheduler = StreamScheduler(1, on_cpu=True)
+    closing = threading.Thread(target=scheduler.close)
+    ran: list[int] = []
+
+    def begin(job: Job, stream: int) -> None:
+        closing.start()
+        closing.join(PATIENCE)
+        job.add(ran.append)
+
+    request = Started(scheduler, _job(begin)).end()
+    assert isinstance(request.error, OverloadedError) and not ran and not scheduler._waiting
 
 
 def test_close_refuses_what_waits_and_ends_the_threads() -> None:

@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -14,6 +15,7 @@ import pytest
 from serving.client import PredictClient, RequestState
 from serving.grpc_server import Server
 from serving.protocols.kserve_tensors import datatype_of, to_raw
+from serving.scheduling import ANY_TIME
 from serving.state import StateCounts
 from serving.wire import kserve_pb2
 from serving.wire.reflection import INFERENCE_SERVICE
@@ -26,7 +28,7 @@ CANDIDATES, SLICES = 200, 10
 
 @pytest.fixture(scope="module")
 def server(models_dir: Path, start_server: StartServer) -> Server:
-    """With room for one stream of slices beside other calls."""
+    """With room for one stream of slices."""
     return start_server(models_dir, rest_port=0, workers=3)
 
 
@@ -240,7 +242,7 @@ def test_refused(client: PredictClient, call: Callable, code: str, words: str) -
 
 
 def test_streams_leave_workers_to_others(client: PredictClient) -> None:
-    """Of three workers, one may wait for the next slice of a stream."""
+    """With three turns, one stream may be open."""
     features = models.ranker_request(CANDIDATES, 5)
     user, candidates = _scopes(features)
     sent: SimpleQueue[Features | None] = SimpleQueue()
@@ -259,6 +261,30 @@ def test_streams_leave_workers_to_others(client: PredictClient) -> None:
         for _ in client.rank_slices("ranker", user, iter(SimpleQueue().get, None), timeout=0.2):
             pass
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_each_slice_is_a_request(server: Server, client: PredictClient) -> None:
+    """It is counted, and waits for a turn of its own."""
+    user, candidates = _scopes(models.ranker_request(CANDIDATES, 7))
+
+    def counted() -> int:
+        found = server._monitor.counts.read()
+        return sum(counts.success for key, counts in found.items() if key.api == "RankSlices")
+
+    before, sent = counted(), SimpleQueue[Features | None]()
+    answers = client.rank_slices("ranker", user, iter(sent.get, None), timeout=20)
+    for number, part in enumerate(_slices(candidates, 3), 1):
+        sent.put(part)
+        next(answers)
+        assert counted() == before + number
+    sent.put(None)
+    assert list(answers) == []
+    with ExitStack() as turns:
+        for _ in range(3):
+            turns.enter_context(server._turns.turn(ANY_TIME))
+        with pytest.raises(grpc.RpcError) as late:
+            next(client.rank_slices("ranker", user, [candidates], timeout=0.2))
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_server_that_keeps_nothing_says_so(plain: PredictClient) -> None:
