@@ -45,9 +45,9 @@ OVERLOAD_MODEL = "mmoe"
 SLO_MS = 100.0
 OURS, TENSORFLOW = "jaxrank", "tensorflow"
 PLAIN, DEGRADED = "without degradation", "with degradation"
-_USERS = 4096
-"""Of one load. What a server makes of a user is kept for 5 s: at up to 819 requests a second nobody is
-found there again."""
+_USERS = 16_384
+"""Of one load. What a server makes of a user is kept for 5 s: at up to 3,276 requests a second nobody
+is found there again."""
 _CANDIDATES = 64
 """Lists of candidates."""
 _KEPT_SECONDS = 5.0
