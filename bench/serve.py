@@ -319,11 +319,11 @@ def _overload(
     config.write_text(json.dumps(degradation_config(model)))
     with ExitStack() as stack:
         bundles = {model.name: built.bundle}
+        # Engines with threads of their own are not scheduled: they take whatever comes.
+        options = {PLAIN: (), DEGRADED: ("--degradation-config", str(config))}
         addresses = {
-            PLAIN: stack.enter_context(jaxrank_server(bundles)).address,
-            DEGRADED: stack.enter_context(
-                jaxrank_server(bundles, "--degradation-config", str(config))
-            ).address,
+            kind: stack.enter_context(jaxrank_server(bundles, "--engine", "iree", *more)).address
+            for kind, more in options.items()
         }
 
         def send(address: str, **load: float) -> Sample:
