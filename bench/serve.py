@@ -116,6 +116,7 @@ class Overload:
     """What is answered in time at multiples of saturation."""
 
     model: str
+    engine: str
     saturation: float
     points: dict[str, list[Point]] = field(default_factory=dict)
     """By kind of server."""
@@ -319,10 +320,9 @@ def _overload(
     config.write_text(json.dumps(degradation_config(model)))
     with ExitStack() as stack:
         bundles = {model.name: built.bundle}
-        # Engines with threads of their own are not scheduled: they take whatever comes.
         options = {PLAIN: (), DEGRADED: ("--degradation-config", str(config))}
         addresses = {
-            kind: stack.enter_context(jaxrank_server(bundles, "--engine", "iree", *more)).address
+            kind: stack.enter_context(jaxrank_server(bundles, *more)).address
             for kind, more in options.items()
         }
 
@@ -335,7 +335,9 @@ def _overload(
             send(addresses[PLAIN], seconds=effort.closed_seconds, deadline=_NO_DEADLINE, clients=clients)
             for _ in range(2)
         ]
-        found.overload = Overload(model.name, rates[-1].goodput(math.inf))
+        found.overload = Overload(
+            model.name, built.manifest.chosen_engines["cpu"], rates[-1].goodput(math.inf)
+        )
         if not found.overload.saturation:
             raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
         for multiple in effort.multiples:
