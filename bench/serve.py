@@ -202,8 +202,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--models", nargs="*", default=list(MODELS), metavar="NAME",
-        help="whose throughput is compared (%(default)s)",
+        "--models", nargs="*", metavar="NAME",
+        help=f"whose throughput is compared ({', '.join(MODELS)}; with --quick {MODELS[0]})",
     )  # fmt: skip
     parser.add_argument("--overhead-model", default=OVERHEAD_MODEL, metavar="NAME", help="(%(default)s)")
     parser.add_argument("--overload-model", default=OVERLOAD_MODEL, metavar="NAME", help="(%(default)s)")
@@ -214,7 +214,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="models and bundles, kept for the next run (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
-    return parser.parse_args(argv, argparse.Namespace(argv=argv))
+    found = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    if found.models is None:
+        found.models = list(MODELS[:1] if found.quick else MODELS)
+    return found
 
 
 def _throughput(
@@ -376,7 +379,8 @@ def requests(model: "DenseModel", work: Path) -> tuple[Path, bytes]:
         for name, value in model.request(rows, seed).items():
             if (model.inputs[name][0] is None) == candidates:
                 request.inputs[name].CopyFrom(encode_content(value))
-        return request.SerializeToString()
+        # Which values lie aligned in a message, and are not copied, is the same in each run.
+        return request.SerializeToString(deterministic=True)
 
     named = pb.PredictRequest(model_spec=pb.ModelSpec(name=model.name)).SerializeToString()
     made = Requests(
