@@ -3,6 +3,9 @@
 import importlib
 import sys
 
+from bench.results import ResultsError
+from jaxrank.errors import JaxrankError
+
 SUITES = {
     "dense": "the dense half against TensorFlow, XLA, ONNX Runtime and OpenVINO",
     "tiers": "lookups in memory, RocksDB and a Redis Cluster, and what failures cost",
@@ -29,7 +32,29 @@ def main() -> None:
             print(usage)
             return
         raise SystemExit(f"there is no suite {name!r}\n\n{usage}")
-    importlib.import_module(f"bench.{_MODULES.get(name, name)}").main(rest)
+    try:
+        start(name, rest)
+    except JaxrankError as error:
+        raise SystemExit(f"error: {error}") from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("bench", "converters", "jaxrank", "mlir_pipeline", "serving"):
+            raise
+        raise SystemExit(
+            f"error: {error.name} is not installed; run: pip install 'jaxrank[bench]'"
+        ) from error
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Runs a suite in this process. Raises `ResultsError` where it needs the repository's tests and there is
+    no checkout."""
+    try:
+        importlib.import_module(f"bench.{_MODULES.get(name, name)}").main(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "tests":
+            raise
+        raise ResultsError(
+            f"the suite {name} measures models of the repository's tests: run it in a checkout"
+        ) from error
 
 
 if __name__ == "__main__":
