@@ -130,10 +130,9 @@ def read_figures(path: Path) -> dict[str, Figure]:
     none where there is no file."""
     if not path.is_file():
         return {}
-    document = msgspec.json.decode(path.read_bytes())
-    of = f"{document['suite']}, {document['commit']}, {document['date'][:10]}"
-    known = [msgspec.convert(figure, Figure) for figure in document["figures"]]
-    return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in known}
+    found = read_results(path)
+    of = f"{found.suite}, {found.commit}, {found.date[:10]}"
+    return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in found.figures}
 
 
 def machine() -> dict[str, str | int | None]:
