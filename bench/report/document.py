@@ -49,9 +49,7 @@ def document(results: Mapping[str, Results], table: Prices) -> Document:
         Section("Throughput within the promise", _of("serve", results, serving.throughput_blocks)),
         Section("Beyond saturation", _of("serve", results, serving.overload_blocks)),
         Section("Where a request's time goes", _of("serve", results, serving.phase_blocks)),
-        Section(
-            "Cost of a million requests", _of("serve", results, partial(prices.cost_blocks, prices=table))
-        ),
+        Section("Cost of a million requests", _of("serve", results, costs)),
         Section("Lookups", _of("sparse", results, lambda sparse: others.lookup_blocks(results))),
         Section("Copies, allocations and page faults", others.copy_blocks(results)),
         Section("Memory", others.memory_blocks(results)),
