@@ -43,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     Rule("ms_redis_py_*", "neither"),
     Rule("ms_mget_per_key", "neither"),
     # What was done, not how well.
+    Rule("slo_ms", "neither"),
     Rule("zoo_models", "neither"),
     Rule("onnx_node_tests", "neither"),
     Rule("*_columns", "neither"),

@@ -80,13 +80,14 @@ def lines(panels: Sequence[Panel], x: str, y: str, *, log_x: bool = False, log_y
         axis.set(title=panel.title, xlabel=x, ylabel=y)
         if log_x:
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:,g}")
         if log_y:
-            axis.set_yscale("log")
+            _log_y(axis)
         else:
             axis.set_ylim(bottom=0)
         if panel.ticks:
             axis.set_xticks(panel.ticks, [f"{t:,g}" for t in panel.ticks])
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
         axis.grid(alpha=0.3, linewidth=0.6)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -132,11 +133,11 @@ def bars(
             end = max(shown[i], span[1] if span is not None else 0.0)
             text = "not measured" if value is None else f"{value:.3g}"
             if not stacked:
-                axis.annotate(text, (end, where), xytext=(4, 0), textcoords="offset points", va="center")
+                _label(axis, text, end, where)
         base = [b + v for b, v in zip(base, shown, strict=True)] if stacked else base
     if stacked:
         for i, total in enumerate(base):
-            axis.annotate(f"{total:.3g}", (total, i), xytext=(4, 0), textcoords="offset points", va="center")
+            _label(axis, f"{total:.3g}", total, i)
     if limit is not None:
         axis.axvline(limit[0], label=limit[1], **_LIMIT)
     axis.set_yticks(range(len(groups)), groups)
@@ -145,9 +146,25 @@ def bars(
     axis.margins(x=0.12)
     axis.grid(axis="x", alpha=0.3, linewidth=0.6)
     axis.set_axisbelow(True)
-    if len(series) > 1 or limit is not None:
-        _legend(canvas, [axis])
+    _legend(canvas, [axis])
     return _svg(canvas)
+
+
+def _label(axis: "Axes", text: str, x: float, y: float) -> None:
+    """Beside the end of a bar, above lines."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axis.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", bbox=box, zorder=4)
+
+
+def _log_y(axis: "Axes") -> None:
+    """With numbers that are read, not powers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:,g}")
 
 
 def _line(axis: "Axes", line: Line) -> None:
@@ -176,6 +193,8 @@ def _canvas(across: int, down: int, extra: float = 0.7) -> "Canvas":
 
 def _legend(canvas: "Canvas", axes: Sequence["Axes"]) -> None:
     handles = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    if len(handles) < 2:
+        return
     canvas.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)),
         handlelength=4, frameon=False,

@@ -112,8 +112,13 @@ def cost_blocks(results: Results, name: str) -> list[Block]:
         "Milliseconds of one request's dense half, inputs in, scores out, over its number of candidates; "
         "both axes are logarithmic. Lower is better. A band is the interval of a figure."
     )
+    ratios = (
+        "The same as multiples of jaxrank's time: an engine above the line takes longer than jaxrank, one "
+        "below it is faster."
+    )
     return [
         Chart(name, "Cost against candidates", about, lambda: _cost_chart(found, name)),
+        Chart(f"{name}_ratios", "Cost over jaxrank's", ratios, lambda: _ratio_chart(found, f"{name}_ratios")),
         _cost_table(found),
     ]
 
@@ -131,6 +136,18 @@ def _cost_chart(found: Sequence[Model], name: str) -> str:
                 drawn.append(charts.Line(engine, rows, [f.value for f in held], lo, hi))
         panels.append(charts.Panel(m.name, drawn, sorted(m.times)))
     return charts.lines(name, panels, "candidates", "ms", log_x=True, log_y=True)
+
+
+def _ratio_chart(found: Sequence[Model], name: str) -> str:
+    panels = []
+    for m in found:
+        drawn = []
+        for engine in engines(found):
+            held = {n: r for n in sorted(m.times) if (r := m.speedup(n, engine)) is not None}
+            if held and engine != OURS:
+                drawn.append(charts.Line(engine, list(held), list(held.values())))
+        panels.append(charts.Panel(m.name, drawn, sorted(m.times), (1.0, "jaxrank's time")))
+    return charts.lines(name, panels, "candidates", "times jaxrank's time", log_x=True, log_y=True)
 
 
 def _cost_table(found: Sequence[Model]) -> Table:
@@ -165,8 +182,8 @@ def flop_blocks(results: Results, candidates: int = 200) -> list[Block]:
         for m in found
     ]
     series = {
-        "TensorFlow's graph": [m.value("source_mflop_per_candidate") for m in found],
-        "jaxrank": ours,
+        TENSORFLOW: [m.value("source_mflop_per_candidate") for m in found],
+        OURS: ours,
     }
     chart = Chart(
         "flops", "FLOP budget", about,
