@@ -131,13 +131,13 @@ def bars(
             if span is not None and value is not None:
                 axis.plot(span, [where, where], color="black", linewidth=1.1, marker="|", markersize=5)
             end = max(shown[i], span[1] if span is not None else 0.0)
-            text = "not measured" if value is None else f"{value:.3g}"
+            text = "not measured" if value is None else number(value)
             if not stacked:
                 _label(axis, text, end, where)
         base = [b + v for b, v in zip(base, shown, strict=True)] if stacked else base
     if stacked:
         for i, total in enumerate(base):
-            _label(axis, f"{total:.3g}", total, i)
+            _label(axis, number(total), total, i)
     if limit is not None:
         axis.axvline(limit[0], label=limit[1], **_LIMIT)
     axis.set_yticks(range(len(groups)), groups)
@@ -195,8 +195,9 @@ def _legend(canvas: "Canvas", axes: Sequence["Axes"]) -> None:
     handles = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     if len(handles) < 2:
         return
+    columns = 4 if canvas.get_figwidth() > 2 * _INCHES else 3
     canvas.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)),
+        list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles)),
         handlelength=4, frameon=False,
     )  # fmt: skip
 

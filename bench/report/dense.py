@@ -84,11 +84,13 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
         if ahead:
             least, most = min(ahead.values()), max(ahead.values())
             span = times(least) if len(ahead) == 1 else f"{least:.2f} to {times(most)}"
-            wins.append(f"{m.name}, {counted(list(ahead))}: faster than every other engine, {span}.")
+            wins.append(
+                f"Dense half of {m.name}, {counted(list(ahead))}: faster than every other engine, {span}."
+            )
         if even:
-            level.append(f"{m.name}, {', '.join(even)}.")
+            level.append(f"Dense half of {m.name}, {', '.join(even)}.")
         if behind:
-            losses.append(f"{m.name}, {', '.join(behind)}.")
+            losses.append(f"Dense half of {m.name}, {', '.join(behind)}.")
         losses += _other_losses(m)
     return wins, level, losses
 
@@ -96,11 +98,11 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
 def _other_losses(m: Model) -> Iterable[str]:
     few, many = (m.times.get(rows, {}).get(OURS) for rows in (200, 5000))
     if few is not None and many is not None and (more := many.value / few.value / 25) > 1.15:
-        yield f"{m.name}: a candidate costs {times(more)} as much at 5,000 as at 200."
+        yield f"Dense half of {m.name}: a candidate costs {times(more)} as much at 5,000 as at 200."
     slow = {n: f.value for n, f in m.others.items() if n.startswith("dynamic_over_static/") and f.value > 1.1}
     if slow:
         told = ", ".join(f"{times(r)} at {int(n.rpartition('/')[2]):,}" for n, r in slow.items())
-        yield f"{m.name}: a module for exactly that number of candidates is faster ({told})."
+        yield f"Dense half of {m.name}: a module for exactly that number of candidates is faster ({told})."
 
 
 def cost_blocks(results: Results, name: str) -> list[Block]:

@@ -17,6 +17,8 @@ from bench.results import Results, ResultsError
 
 EXPECTED = (*MAIN, "host", "state", "tiers", "updates", "loading", "soak")
 """Suites whose absence is told."""
+_DETAILS = ("roofline_fraction_uniform_", "roofline_fraction_zipf_", "ns_per_row_")
+"""What begins the names of figures that are points of a chart."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _dense(results: Results) -> list[Block]:
 
 def _contests(results: Mapping[str, Results]) -> list[Block]:
     wins, level, losses = others.contests(results)
-    for suite, contests in (("serve", serving.contests), ("dense", dense.contests)):
+    for suite, contests in (("dense", dense.contests), ("serve", serving.contests)):
         if suite in results:
             more = contests(results[suite])
             wins, level, losses = more[0] + wins, more[1] + level, more[2] + losses
@@ -129,7 +131,7 @@ def _headlines(results: Mapping[str, Results]) -> Table:
         for suite, held in results.items()
         if suite in MAIN or suite in ("first_light", "loading")
         for f in held.figures
-        if "/" not in f.name
+        if "/" not in f.name and not f.name.startswith(_DETAILS)
     ]
     return Table(["suite", "figure", "value", ""], rows)
 

@@ -39,7 +39,9 @@ def page(made: Document) -> str:
         "<h1>jaxrank, measured</h1>",
         f"<p>Results of {', '.join(map(html.escape, made.results))}; measured from {dates[0]} to "
         f"{dates[-1]}. Made by <code>jaxrank bench report</code> from results files alone.</p>",
-        "<nav>" + "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in titles) + "</nav>",
+        "<nav>"
+        + " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in titles)
+        + "</nav>",
     ]
     for (name, title), section in zip(titles, made.sections, strict=True):
         inside = "\n".join(_block(block) for block in section.blocks)
@@ -67,11 +69,13 @@ def _block(block: Block) -> str:
 def _table(block: Table) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in block.columns)
     body = []
+    columns = range(len(block.columns))
+    numbers = {c for c in columns if all(_NUMBER.fullmatch(row[c]) for row in block.rows)}
     for at, row in enumerate(block.rows):
         cells = []
         for column, cell in enumerate(row):
             text = f"<b>{_text(cell)}</b>" if (at, column) in block.best else _text(cell)
-            cells.append(f'<td class="number">{text}</td>' if _NUMBER.fullmatch(cell) else f"<td>{text}</td>")
+            cells.append(f'<td class="number">{text}</td>' if column in numbers else f"<td>{text}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="scroll"><table>{rows}</table></div>'

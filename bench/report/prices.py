@@ -53,25 +53,27 @@ def cost_per_million(price_per_hour: float, per_second: float) -> float:
 def cost_blocks(serve: Results, prices: Prices) -> list[Block]:
     """A table of machines, models and servers."""
     rows, unknown = [], []
+    servers = list(dict.fromkeys(s for rates in throughput(serve).values() for s in rates))
     for machine in prices.machine:
         results, scale, basis = _measured(machine, serve, prices)
         if results is None:
             unknown.append(f"{machine.name} ({basis})")
             continue
         for model, rates in throughput(results).items():
-            for server, rate in rates.items():
-                per_second = rate.value * scale
-                cost = "the promise was not kept at any rate tried: no cost"
-                if per_second > 0:
-                    cost = number(cost_per_million(machine.price_per_hour, per_second))
-                price = f"{machine.price_per_hour:g}"
-                rows.append([machine.name, price, model, server, number(per_second), cost, basis])
+            price = machine.price_per_hour
+            per_second = {s: rates[s].value * scale for s in servers if s in rates}
+            costs = {s: cost_per_million(price, rate) for s, rate in per_second.items() if rate}
+            cells = [number(costs[s]) if s in costs else "-" for s in servers]
+            cells += [number(per_second[s]) if s in per_second else "-" for s in servers]
+            rows.append([machine.name, f"{price:g}", model, *cells, basis])
     currency = prices.currency
-    columns = ["machine", f"{currency}/h", "model", "server", "requests/s", f"{currency} for a million"]
+    columns = ["machine", f"{currency} an hour", "model", *(f"{s}, {currency}" for s in servers)]
+    columns += [f"{s}, requests/s" for s in servers]
     about = (
-        f"Price of an hour over the requests that are answered in it with {promise(serve)}. Prices are "
-        "examples; `--prices FILE` takes yours. In the measured runs the client shares the machine with the "
-        "server, so both servers answer more on a machine of their own."
+        f"Price of an hour over the requests that are answered in it with {promise(serve)}; a server that "
+        "did not keep that at any rate tried has none. Prices are examples; `--prices FILE` takes yours. In "
+        "the measured runs the client shares the machine with the server, so both servers answer more on a "
+        "machine of their own."
     )
     table = Table([*columns, "throughput"], rows)
     blocks: list[Block] = [about, table if rows else "No throughput was measured, so there is no cost."]

@@ -40,7 +40,7 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
             if server == OURS or OURS not in rates:
                 continue
             ours, theirs = rates[OURS].value, rate.value
-            told = f"{model}, requests/s with {promise(results)}: "
+            told = f"Serving {model}, requests/s with {promise(results)}: "
             told += f"jaxrank {number(ours)}, {server} {number(theirs)}"
             if not ours:
                 losses.append(f"{told}; jaxrank did not keep the promise at any rate tried.")
@@ -121,7 +121,7 @@ def throughput_blocks(results: Results) -> list[Block]:
 
 
 def _rate(figure: Figure) -> str:
-    return with_interval(figure) if figure.value else "promise not kept at any rate tried"
+    return number(figure.value) if figure.value else "promise not kept at any rate tried"
 
 
 def _both(rates: dict[str, Figure]) -> bool:

@@ -146,6 +146,54 @@ def bench_compare(
         raise typer.Exit(1)
 
 
+def bench_report(
+    results: Annotated[Path, typer.Argument(help="Results file, or directory of them.")] = RESULTS,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The HTML file; everything as JSON is written beside it.",
+            show_default="report.html beside the results",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="Prices of machines, a file like bench/prices.toml.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write it as Markdown, too; its charts go beside the results.")
+    ] = None,
+) -> None:
+    """Make a report of results: who wins where, charts, what a million requests cost, what was not measured.
+
+    One HTML file that loads nothing from elsewhere, and one JSON file. Both are made of results files alone, on
+    any machine; suites that are not among them are listed.
+    """
+    from bench.report.blocks import Chart
+    from bench.report.document import as_json, document, write
+    from bench.report.html import page as html_page
+    from bench.report.markdown import charts_directory
+    from bench.report.markdown import page as markdown_page
+    from bench.report.prices import DEFAULT, read_prices
+    from bench.results import REPORT, read_all
+
+    made = document(read_all(results), read_prices(prices or DEFAULT))
+    directory = results if results.is_dir() else results.parent
+    file = out or directory / f"{REPORT}.html"
+    if file.suffix == ".json":
+        raise typer.BadParameter(f"{file} is to be the HTML file", param_hint="--out")
+    write(file, html_page(made))
+    write(file.with_suffix(".json"), as_json(made))
+    if page is not None:
+        write(page, markdown_page(made, directory, page))
+        for chart in (b for section in made.sections for b in section.blocks if isinstance(b, Chart)):
+            write(charts_directory(directory) / f"{chart.name}.svg", chart.draw())
+    console = results_console()
+    console.print(f"{file} and {file.with_suffix('.json')}", highlight=False)
+    if made.missing:
+        console.print(f"not among the results: {', '.join(made.missing)}", style="yellow", highlight=False)
+
+
 def add_to(app: typer.Typer, wrap: Callable[..., Callable[..., None]]) -> None:
     """Adds `jaxrank bench`; `wrap` reports errors."""
     # The suite's own parser reads its options, and explains them.
@@ -153,5 +201,6 @@ def add_to(app: typer.Typer, wrap: Callable[..., Callable[..., None]]) -> None:
     for name, about in _SUITES.items():
         bench_app.command(name, help=about, context_settings=handed_over)(wrap(_suite(name), "bench"))
     bench_app.command("all")(wrap(bench_all, "bench"))
+    bench_app.command("report")(wrap(bench_report, "bench"))
     bench_app.command("compare")(wrap(bench_compare, "bench"))
     app.add_typer(bench_app, name="bench")
