@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from bench.report.blocks import number
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
@@ -57,7 +59,7 @@ def _drawn(draw: Callable[..., str]) -> Callable[..., str]:
     def with_name(name: str, *args: Any, **kwargs: Any) -> str:
         import matplotlib
 
-        settings = {"font.size": 9, "axes.titlesize": 10, "hatch.linewidth": 0.8, "svg.hashsalt": name}
+        settings: Any = {"font.size": 9, "axes.titlesize": 10, "hatch.linewidth": 0.8, "svg.hashsalt": name}
         with matplotlib.rc_context(settings):
             text = draw(*args, **kwargs)
         return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
@@ -91,7 +93,7 @@ def lines(panels: Sequence[Panel], x: str, y: str, *, log_x: bool = False, log_y
         axis.grid(alpha=0.3, linewidth=0.6)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    _legend(canvas, axes)
+    _legend(canvas, list(axes))
     return _svg(canvas)
 
 
@@ -117,9 +119,9 @@ def bars(
     canvas = _canvas(2, 0, extra=0.9 + 0.27 * rows + 0.16 * len(groups))
     axis = canvas.subplots()
     base = [0.0] * len(groups)
-    for number, (label, values) in enumerate(series.items()):
-        color, _, _, hatch = _style(label, number)
-        shift = 0.0 if stacked else (number - (len(series) - 1) / 2) * thick
+    for order, (label, values) in enumerate(series.items()):
+        color, _, _, hatch = _style(label, order)
+        shift = 0.0 if stacked else (order - (len(series) - 1) / 2) * thick
         at = [i + shift for i in range(len(groups))]
         shown = [0.0 if v is None else v for v in values]
         axis.barh(
@@ -179,9 +181,9 @@ def _line(axis: "Axes", line: Line) -> None:
         axis.fill_between(line.x, line.lo, line.hi, color=color, alpha=0.12, linewidth=0)
 
 
-def _style(name: str, number: int | None = None) -> tuple[str, str, Any, str]:
+def _style(name: str, order: int = 0) -> tuple[str, str, Any, str]:
     """Colour, marker, line and hatching: of an engine or server always the same."""
-    at = _MADE.index(name) if name in _MADE else (number if number is not None else 0) % len(_MADE)
+    at = _MADE.index(name) if name in _MADE else order % len(_MADE)
     return _COLORS[at], _MARKERS[at], _LINES[at], _HATCHES[at]
 
 

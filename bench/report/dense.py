@@ -83,9 +83,9 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
                 behind.append(f"{counted([rows])} ({rival}, {times(1 / ratio)} as fast)")
         if ahead:
             least, most = min(ahead.values()), max(ahead.values())
-            span = times(least) if len(ahead) == 1 else f"{least:.2f} to {times(most)}"
+            span = times(most) if times(least) == times(most) else f"{least:.2f} to {times(most)}"
             wins.append(
-                f"Dense half of {m.name}, {counted(list(ahead))}: faster than every other engine, {span}."
+                f"Dense half of {m.name}, {counted(list(ahead))}: {span} as fast as the next engine."
             )
         if even:
             level.append(f"Dense half of {m.name}, {', '.join(even)}.")

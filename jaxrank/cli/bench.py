@@ -166,8 +166,8 @@ def bench_report(
 ) -> None:
     """Make a report of results: who wins where, charts, what a million requests cost, what was not measured.
 
-    One HTML file that loads nothing from elsewhere, and one JSON file. Both are made of results files alone, on
-    any machine; suites that are not among them are listed.
+    One HTML file that loads nothing from elsewhere, and one JSON file. Both are made of results files alone,
+    on any machine; suites that are not among them are listed.
     """
     from bench.report.blocks import Chart
     from bench.report.document import as_json, document, write
