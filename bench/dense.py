@@ -10,6 +10,7 @@ candidates, in turns in one process. No engine is timed before its scores are Te
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.results import NotMeasured, write_results
-from bench.timing import Timing, interleaved
+from bench.timing import Timing, interleaved, pinned
 from jaxrank.cli.console import results_console
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)
     times: dict[int, dict[str, Timing]] = field(default_factory=dict)
     """By number of candidates, by engine."""
-    dynamic_over_static: dict[int, float] = field(default_factory=dict)
+    dynamic_and_static: dict[int, tuple[Timing, Timing]] = field(default_factory=dict)
+    """By number of candidates: our module, and one for exactly that number."""
     engine: str = ""
     """That `--engine auto` chose."""
     error: float = 0.0
@@ -98,6 +100,15 @@ def effort(rows: int, quick: bool) -> Effort:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = _arguments(argv)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(pinned(arguments.cores))
+        except ValueError as error:
+            raise SystemExit(f"--cores: {error}") from error
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     console = results_console()
     from bench.peers import limit_tensorflow_threads
     from converters.tensorflow_logs import import_quietly
@@ -158,6 +169,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="numbers of candidates (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three runs of each, and no static modules")
+    parser.add_argument(
+        "--cores", type=int, metavar="N", help="keep every engine on the first N cores (all that there are)"
+    )
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
@@ -234,7 +248,7 @@ def measure(
         )
     if not quick:
         for rows in STATIC_SIZES:
-            found.dynamic_over_static[rows] = dynamic_over_static(built, model, rows, status)
+            found.dynamic_and_static[rows] = dynamic_and_static(built, model, rows, status)
     found.seconds = built.seconds
 
 
@@ -287,9 +301,11 @@ def largest_error(outputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -
     return worst
 
 
-def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: Status) -> float:
-    """Time of a request of `rows` candidates on one stream of IREE's engine, as it plans it for the module
-    that takes any number, over that of a module compiled for exactly `rows`, which takes them in one call."""
+def dynamic_and_static(
+    built: "Built", model: "DenseModel", rows: int, status: Status
+) -> tuple[Timing, Timing]:
+    """A request of `rows` candidates on one stream of IREE's engine, as it plans it for the module that takes
+    any number, and on a module compiled for exactly `rows`, which takes them in one call."""
     from bench.dense_build import build_static
     from serving.engines import load_engine
     from serving.host import HostProgramRunner
@@ -304,7 +320,7 @@ def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: 
     try:
         calls = {"dynamic": lambda: dynamic.run(blocks), "static": lambda: static.run(blocks)}
         times = interleaved(calls, rounds=12, per_round=2)
-        return times["dynamic"].median / times["static"].median
+        return times["dynamic"], times["static"]
     finally:
         dynamic.close()
         static.close()

@@ -13,7 +13,6 @@ padding and copies are part of its time. All may use every core.
 | `jax` | the bundle's Flax module under `jax.jit` | padded; four sizes for each power of two |
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,6 +24,7 @@ import numpy as np
 from bench.dense_graph import DenseGraph, dense_inputs
 from jaxrank import bundle as files
 from jaxrank.manifest import Manifest
+from serving.cores import usable_cores
 from serving.host.program import FeatureBlocks
 
 Call = Callable[[], list[np.ndarray]]
@@ -41,7 +41,7 @@ class Task:
     graph: DenseGraph
 
 
-CORES = os.cpu_count() or 1
+CORES = usable_cores()
 
 
 def jaxrank_engine(task: Task) -> Prepare:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from serving.cores import affinity
+
 _PACKAGES = (
     "jaxrank",
     "tensorflow",
@@ -27,7 +29,11 @@ _PACKAGES = (
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured value; `lo` and `hi` bound the middle 90% of `runs` where there was more than one."""
+    """One measured value.
+
+    `lo` and `hi` hold it with 95% confidence where it comes of timings (bench/timing.py); of other figures
+    they are what the note says, or the least and the largest of `runs`.
+    """
 
     name: str
     value: float
@@ -70,6 +76,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "used_cores": affinity(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
