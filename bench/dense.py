@@ -5,6 +5,9 @@ where something has changed, then timed beside five other engines (bench/peers.p
 candidates, in turns in one process. No engine is timed before its scores are TensorFlow's. Writes
 `bench/results/dense.json` after every model, and at the end a table, a plot beside the JSON, and
 `docs/performance.md`.
+
+With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, on requests
+that its certificate has.
 """
 
 import argparse
@@ -24,11 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.results import NotMeasured, write_results
 from bench.timing import Timing, interleaved, pinned
 from jaxrank.cli.console import results_console
+from jaxrank.errors import JaxrankError
+from jaxrank.targets import choose_target
 
 if TYPE_CHECKING:
     from bench.dense_build import Built
     from bench.dense_models import DenseModel
     from bench.peers import Prepare, Task
+    from bench.user_models import UserModel
 
 RESULTS, PAGE = Path("bench/results/dense.json"), Path("docs/performance.md")
 WORK = Path(".cache/bench")
@@ -65,6 +71,8 @@ class Measured:
     """That `--engine auto` chose."""
     error: float = 0.0
     """Largest of our engine's differences from TensorFlow."""
+    tolerance: float = TOLERANCE
+    """Largest that an engine may have to be timed."""
     missing: list[NotMeasured] = field(default_factory=list)
 
     def speedup(self, rows: int, engine: str) -> float | None:
@@ -115,13 +123,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     import_quietly()
     limit_tensorflow_threads()
-    from bench.dense_models import MODELS
-
-    chosen = [m for m in MODELS if not arguments.models or m.name in arguments.models]
-    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
-    if unknown:
-        known = ", ".join(m.name for m in MODELS)
-        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
+    chosen = _models(arguments)
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -150,6 +152,23 @@ def _run(arguments: argparse.Namespace) -> None:
     _report(console, measured, arguments)
 
 
+def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]":
+    if arguments.model is not None:
+        from bench.user_models import open_model
+
+        try:
+            return [open_model(arguments.model, arguments.work, print, arguments.saved_model)]
+        except JaxrankError as error:
+            raise SystemExit(f"error: {error}") from error
+    from bench.dense_models import MODELS
+
+    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
+    if unknown:
+        known = ", ".join(m.name for m in MODELS)
+        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
+    return [m for m in MODELS if not arguments.models or m.name in arguments.models]
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench dense",
@@ -158,9 +177,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="examples:\n"
         "  python -m bench dense                                    everything, about half an hour\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
-        "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n\n"
+        "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
+        "  python -m bench dense models/ranker/1 --out mine/dense.json\n\n"
         "docs/performance.md is written only for a full run: all models and sizes, no --quick, no --out.",
     )
+    add_model_arguments(parser)
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="din, bst, mmoe, ple, dlrm, dcn_v2 (all)"
     )
@@ -176,8 +197,29 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; with MODEL dense.json)"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.model is not None and arguments.models:
+        parser.error("give either MODEL or --models")
+    arguments.out = arguments.out or (RESULTS if arguments.model is None else Path(RESULTS.name))
+    return arguments
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL and what belongs to it."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="a bundle or SavedModel to measure instead of ours",
+    )
+    parser.add_argument(
+        "--saved-model", type=Path, metavar="DIR",
+        help="the SavedModel that the bundle MODEL was made of, if it is not where the bundle says",
+    )  # fmt: skip
 
 
 def _size(text: str) -> int:
@@ -201,7 +243,7 @@ class _Turns:
 
 def measure(
     found: Measured,
-    model: "DenseModel",
+    model: "DenseModel | UserModel",
     work: Path,
     sizes: Sequence[int],
     quick: bool,
@@ -212,27 +254,33 @@ def measure(
 
     Raises `JaxrankError` where the model cannot be built.
     """
-    from bench.dense_build import build
-    from bench.dense_graph import cut_dense_graph
+    from bench.dense_build import Scores, build
     from bench.peers import ENGINES, Task
-    from converters.loaders import load
+    from bench.user_models import UserModel, UserModelError
     from serving.host import HostProgramRunner
 
     built = build(model, work, status, engine="auto")
-    found.engine = built.manifest.chosen_engines["cpu"]
+    target = choose_target(built.bundle, built.manifest, "cpu")
+    found.engine = target.engine
+    found.tolerance = max(TOLERANCE, built.manifest.certificate.tolerance)
     host = HostProgramRunner(built.bundle, built.manifest)
     found.columns = (host.program.width("request"), host.program.width("candidate"))
     if flops := built.manifest.flops:
         found.mflop = (flops.source_per_candidate / 1e6, flops.request / 1e6, flops.candidate / 1e6)
     found.seconds = built.seconds
     status(f"{model.name}: preparing engines")
-    task = Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
+    task = Task.of(built)
+    if not task.outputs:
+        raise UserModelError("the host makes every output of this model: there is no dense half to measure")
     engines = prepare_engines(ENGINES, task, found)
-    source = load(built.saved)
+    scores = Scores(model, built)
     for rows in sizes:
-        features = model.request(rows, _SEED + rows)
-        expected = source.predict(features)
-        wanted = [expected[name] for name in task.graph.outputs]
+        try:
+            features, expected = scores.request(rows, _SEED + rows)
+        except JaxrankError as error:
+            found.missing.append(NotMeasured(name=f"{found.name}/{rows}", why=_first_line(error)))
+            continue
+        wanted = [expected[name] for name in task.outputs]
         status(f"{model.name}: checking engines at {rows} candidates")
         calls = {}
         for name, prepare in engines.items():
@@ -246,7 +294,7 @@ def measure(
         found.times[rows] = interleaved(
             calls, rounds=how.rounds, per_round=how.per_round, warm=how.warm, advance=turns or (lambda: None)
         )
-    if not quick:
+    if not quick and not isinstance(model, UserModel):
         for rows in STATIC_SIZES:
             found.dynamic_and_static[rows] = dynamic_and_static(built, model, rows, status)
     found.seconds = built.seconds
@@ -282,8 +330,8 @@ def checked(
         return None
     if name == OUR_NAME:
         found.error = max(found.error, error)
-    if not error <= TOLERANCE:
-        why = f"refused: its scores differ from TensorFlow's by {error:.1e}, more than {TOLERANCE:.0e}"
+    if not error <= found.tolerance:
+        why = f"refused: its scores differ from TensorFlow's by {error:.1e}, more than {found.tolerance:.0e}"
         found.missing.append(NotMeasured(name=figure, why=why))
         return None
     return call
@@ -334,7 +382,9 @@ def _first_line(error: BaseException) -> str:
 def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
     from bench.dense_report import figures
 
-    command = "python -m bench dense" + (" --quick" if arguments.quick else "")
+    command = "python -m bench dense" + (f" {arguments.model}" if arguments.model is not None else "")
+    command += " --quick" if arguments.quick else ""
+    command += f" --cores {arguments.cores}" if arguments.cores is not None else ""
     command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
     command += "" if tuple(arguments.sizes) == SIZES else f" --sizes {' '.join(map(str, arguments.sizes))}"
     found, missing = figures(measured)
@@ -354,6 +404,11 @@ def _report(console: Console, measured: Sequence[Measured], arguments: argparse.
         plot(measured, arguments.out.with_suffix(".png"))
     except ImportError as error:
         console.print(f"no plot: {error}; pip install 'jaxrank[bench]'")
-    whole = not arguments.models and tuple(arguments.sizes) == SIZES and arguments.out == RESULTS
+    whole = (
+        arguments.model is None
+        and not arguments.models
+        and tuple(arguments.sizes) == SIZES
+        and arguments.out == RESULTS
+    )
     if whole and not arguments.quick:
         PAGE.write_text(page(measured))

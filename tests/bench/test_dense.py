@@ -11,7 +11,6 @@ import pytest
 from bench import dense, dense_models, peers
 from bench.dense import Measured, checked, largest_error, prepare_engines
 from bench.dense_build import build
-from bench.dense_graph import cut_dense_graph
 from bench.peers import Call, Prepare, Task, padded
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def task(work: Path) -> Task:
     built = build(TINY, work, engine="auto")
-    return Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
+    return Task.of(built)
 
 
 def _blocks(task: Task, rows: int) -> FeatureBlocks:
@@ -34,7 +33,7 @@ def _scores(task: Task, rows: int) -> list[np.ndarray]:
     from converters.loaders import load
 
     expected = load(task.bundle.parent / "saved_model").predict(TINY.request(rows, seed=3))
-    return [expected[name] for name in task.graph.outputs]
+    return [expected[name] for name in task.outputs]
 
 
 @pytest.mark.parametrize("engine", list(peers.ENGINES))
