@@ -3,7 +3,7 @@ compiled first.
 
 Requests come from the bundle's certificate, whose inputs were recorded or drawn when it was converted and
 whose scores are TensorFlow's: the user of one example, and candidates of the same example in another order.
-The baselines run the TensorFlow model. For a bundle it is one of the name that the manifest has of its source,
+The baselines run the TensorFlow model. For a bundle it is one of the name that its manifest gives the source,
 here or above the bundle, or a path that is given; it is taken only where it gives the certificate's scores.
 """
 
