@@ -40,7 +40,7 @@ bench: $(STAMP) ## Measure again what bench/results/ holds
 	$(BIN)/python -m bench serve
 
 faults: $(STAMP) ## 50,000 hostile requests and 1,000 damaged bundles; make test sends a few of them
-	JAXRANK_FUZZED_RPCS=50000 JAXRANK_DAMAGED_BUNDLES=1000 $(BIN)/python -m pytest -s --timeout=0 tests/faults
+	JAXRANK_FUZZED_RPCS=50000 JAXRANK_FAULTS_RESULTS=bench/results/faults.json JAXRANK_DAMAGED_BUNDLES=1000 $(BIN)/python -m pytest -s --timeout=0 tests/faults
 
 whole-zoo: $(STAMP) ## Compile and serve every model of the zoo; make test serves some of each kind
 	JAXRANK_WHOLE_ZOO=1 $(BIN)/python -m pytest -n $(PROCESSES) tests/zoo

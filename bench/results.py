@@ -71,6 +71,17 @@ def write_results(
     work.rename(path)
 
 
+def read_figures(path: Path) -> dict[str, Figure]:
+    """The figures of a suite's file by name, each with the commit and date of its measurement in its note;
+    none where there is no file."""
+    if not path.is_file():
+        return {}
+    document = msgspec.json.decode(path.read_bytes())
+    of = f"{document['suite']}, {document['commit']}, {document['date'][:10]}"
+    known = [msgspec.convert(figure, Figure) for figure in document["figures"]]
+    return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in known}
+
+
 def machine() -> dict[str, str | int | None]:
     """What the figures were taken on."""
     return {

@@ -1,11 +1,12 @@
 """A server under load, beside TensorFlow behind the same wire: `python -m bench serve`.
 
 Requests of 200 candidates arrive as a Poisson process over gRPC (bench/serve_load.py), from a process on the
-same machine. For each model: TensorFlow's best setting of threads is found, both servers' scores are compared
-with TensorFlow's, and the largest rate at which 99% of all requests are answered within the promise is
-searched for both in turns. Then what a request costs beside the model, and how much is still answered in time
-beyond saturation, with degradation of the models and without. Writes `bench/results/serve.json` after every
-part, and a plot beside it.
+same machine, each of another user. For each model: TensorFlow's best setting of threads is found, both
+servers' scores are compared with TensorFlow's, and the largest rate at which 99% of all requests are answered
+within the promise is searched for both in turns. Then what a request costs beside the model, and how much is
+still answered in time beyond saturation, with degradation of the models and without. Writes
+`bench/results/serve.json` after every part, and a plot beside it; what `python -m bench soak`, `python -m
+bench loading` and `make faults` wrote is put into it, too.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.dense import TOLERANCE, largest_error
 from bench.results import NotMeasured, write_results
-from bench.serve_load import Load, LoadClient, Sample, write_requests
+from bench.serve_load import Load, LoadClient, Requests, Sample, write_requests
 from bench.serve_processes import Setting, clocked_server, jaxrank_server, settings, tensorflow_server
 from bench.serve_search import Point, Search
 from jaxrank.cli.console import results_console
@@ -44,7 +45,12 @@ OVERLOAD_MODEL = "mmoe"
 SLO_MS = 100.0
 OURS, TENSORFLOW = "jaxrank", "tensorflow"
 PLAIN, DEGRADED = "without degradation", "with degradation"
-_REQUESTS = 64
+_USERS = 4096
+"""Of one load. What a server makes of a user is kept for 5 s: at up to 819 requests a second nobody is
+found there again."""
+_CANDIDATES = 64
+"""Lists of candidates."""
+_KEPT_SECONDS = 5.0
 _SEED = 8_500
 _NO_DEADLINE = 60.0
 
@@ -95,9 +101,12 @@ class Overhead:
 
     model: str
     request_bytes: int
+    answer_bytes: int
     rounds: list[float]
     host_us: float
     dense_us: float
+    copied: float
+    """Bytes that the copy budget counts."""
 
 
 @dataclass
@@ -115,6 +124,8 @@ class Found:
     """Everything so far."""
 
     slo_ms: float
+    results: Path
+    """Directory of the results of other suites."""
     models: list[Measured] = field(default_factory=list)
     overhead: Overhead | None = None
     overload: Overload | None = None
@@ -141,7 +152,7 @@ def run(arguments: argparse.Namespace, zoo: dict[str, "DenseModel"]) -> None:
 
     console = results_console()
     effort = QUICK if arguments.quick else FULL
-    found = Found(arguments.slo_ms)
+    found = Found(arguments.slo_ms, arguments.out.parent)
     command = " ".join(["python -m bench serve", *(arguments.argv or ())])
     parts: list[tuple[str, Callable[[Status], None]]] = [
         (
@@ -210,7 +221,7 @@ def _throughput(
     cores = usable_cores()
     built = _built(model, work, status)
     messages, first = requests(model, work)
-    measured = Measured(model.name, request_bytes=messages.stat().st_size // _REQUESTS)
+    measured = Measured(model.name, request_bytes=len(first))
 
     def closed(address: str) -> float:
         load = Load(
@@ -233,7 +244,7 @@ def _throughput(
             TENSORFLOW: stack.enter_context(tensorflow_server(built.saved, measured.setting)).address,
         }
         status("comparing scores")
-        scores = [_scores(address, model.name, first) for address in addresses.values()]
+        scores = [_scores(address, first) for address in addresses.values()]
         measured.error = largest_error(*scores)
         if not measured.error <= TOLERANCE:
             raise RuntimeError(f"{model.name}: scores differ from TensorFlow's by {measured.error:.1e}")
@@ -244,6 +255,10 @@ def _throughput(
         found.models.append(measured)
         for name in addresses:
             measured.searches[name] = Search(1.2 * measured.closed[name], found.slo_ms)
+        if (most := measured.searches[OURS].high) > _USERS / _KEPT_SECONDS:
+            raise RuntimeError(
+                f"{_USERS} users come twice within {_KEPT_SECONDS:g} s at {most:.0f}/s: draw more"
+            )
         for step in range(effort.steps):
             for name, address in addresses.items():
                 search = measured.searches[name]
@@ -267,7 +282,7 @@ def _overhead(
 ) -> None:
     """CPU time of a request beside the host program and the dense program."""
     built = _built(model, work, status)
-    messages, _ = requests(model, work)
+    messages, first = requests(model, work)
     status("CPU time of requests, one at a time")
     with clocked_server({model.name: built.bundle}) as server:
         load = Load(
@@ -280,12 +295,15 @@ def _overhead(
             before = server.spent()
             client.send(load)
             spent.append(server.spent().since(before))
+        answer = _answer(server.address, first)
     found.overhead = Overhead(
         model.name,
-        messages.stat().st_size // _REQUESTS,
+        len(first),
+        len(answer),
         [s.overhead_us for s in spent],
         float(np.median([s.host / s.requests for s in spent])),
         float(np.median([s.dense / s.requests for s in spent])),
+        float(np.median([s.copied / s.requests for s in spent])),
     )
 
 
@@ -347,23 +365,33 @@ def requests(model: "DenseModel", work: Path) -> tuple[Path, bytes]:
     from serving.wire import predict_pb2 as pb
     from serving.wire.codec import encode_content
 
-    messages = []
-    for seed in range(_REQUESTS):
-        request = pb.PredictRequest(model_spec=pb.ModelSpec(name=model.name))
-        for name, value in model.request(CANDIDATES, _SEED + seed).items():
-            request.inputs[name].CopyFrom(encode_content(value))
-        messages.append(request.SerializeToString())
-    return write_requests(work / model.name / "requests.msgpack", messages), messages[0]
+    def drawn(rows: int, seed: int, candidates: bool) -> bytes:
+        request = pb.PredictRequest()
+        for name, value in model.request(rows, seed).items():
+            if (model.inputs[name][0] is None) == candidates:
+                request.inputs[name].CopyFrom(encode_content(value))
+        return request.SerializeToString()
+
+    named = pb.PredictRequest(model_spec=pb.ModelSpec(name=model.name)).SerializeToString()
+    made = Requests(
+        [named + drawn(1, _SEED + seed, candidates=False) for seed in range(_USERS)],
+        [drawn(CANDIDATES, _SEED + seed, candidates=True) for seed in range(_CANDIDATES)],
+    )
+    return write_requests(work / model.name / "requests.msgpack", made), made.message(0)
 
 
-def _scores(address: str, model: str, request: bytes) -> list[np.ndarray]:
+def _answer(address: str, request: bytes) -> bytes:
     import grpc
 
-    from serving.wire import predict_pb2 as pb
-    from serving.wire.codec import decode
     from serving.wire.reflection import PREDICTION_SERVICE
 
     with grpc.insecure_channel(address) as channel:
-        answer = channel.unary_unary(f"/{PREDICTION_SERVICE}/Predict")(request, timeout=_NO_DEADLINE)
-    outputs = pb.PredictResponse.FromString(answer).outputs
+        return channel.unary_unary(f"/{PREDICTION_SERVICE}/Predict")(request, timeout=_NO_DEADLINE)
+
+
+def _scores(address: str, request: bytes) -> list[np.ndarray]:
+    from serving.wire import predict_pb2 as pb
+    from serving.wire.codec import decode
+
+    outputs = pb.PredictResponse.FromString(_answer(address, request)).outputs
     return [decode(name, outputs[name]) for name in sorted(outputs)]

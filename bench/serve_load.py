@@ -1,5 +1,8 @@
 """A client process that sends requests at times drawn beforehand: `python -m bench.serve_load`.
 
+A request is a user and candidates. They come in turns of different lengths, which go on from one load to the
+next, so that a user does not come back while a server still keeps what it made for the last one.
+
 Arrivals are Poisson: the schedule does not wait for answers, as users do not. A request's latency counts from
 the time at which it was to be sent, so a server that stalls is charged for everything that arrived meanwhile,
 and so is a client that falls behind ("coordinated omission", Tene, 2013). Refused and late requests count as
@@ -9,13 +12,14 @@ The process reads a line of JSON (`Load`) from its input and answers with one (`
 shares no interpreter with a server.
 """
 
+import itertools
 import math
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +40,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str
     requests: str
-    """File with `write_requests`' messages, sent in turn."""
+    """File of `write_requests`."""
     seconds: float
     deadline: float
     """Seconds, as the gRPC timeout of each request."""
@@ -76,9 +80,20 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return float(np.searchsorted(self.latencies_ms, slo_ms, side="right")) / self.seconds
 
 
-def write_requests(path: Path, messages: Sequence[bytes]) -> Path:
+class Requests(msgspec.Struct, frozen=True):
+    """Serialized PredictRequests in two parts: bytes of one behind the other are the message of both."""
+
+    users: list[bytes]
+    candidates: list[bytes]
+
+    def message(self, number: int) -> bytes:
+        """Of a request; after the last user comes the first one again."""
+        return self.users[number % len(self.users)] + self.candidates[number % len(self.candidates)]
+
+
+def write_requests(path: Path, requests: Requests) -> Path:
     """The file that `Load.requests` names."""
-    path.write_bytes(msgspec.msgpack.encode(list(messages)))
+    path.write_bytes(msgspec.msgpack.encode(requests))
     return path
 
 
@@ -153,9 +168,10 @@ class _Recorder:
         )
 
 
-def run(load: Load) -> Sample:
-    """Sends a load from this process."""
-    messages = msgspec.msgpack.decode(Path(load.requests).read_bytes(), type=list[bytes])
+def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
+    """Sends a load from this process. `numbers` are those of the requests to send."""
+    numbers = numbers or itertools.count()
+    requests = msgspec.msgpack.decode(Path(load.requests).read_bytes(), type=Requests)
     limits = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE),
         ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -166,25 +182,23 @@ def run(load: Load) -> Sample:
         recorder = _Recorder(load.seconds - load.settle)
         start = time.perf_counter() + _LEAD
 
-        def send(number: int, intended: float) -> None:
+        def send(intended: float) -> None:
             recorder.begin()
             counted = intended - start >= load.settle
-            call = predict.future(messages[number % len(messages)], timeout=load.deadline)
+            call = predict.future(requests.message(next(numbers)), timeout=load.deadline)
             call.add_done_callback(partial(recorder.end, intended, counted))
 
         if load.clients:
-            number = 0
             while time.perf_counter() < start + load.seconds:
                 recorder.wait(load.clients - 1)
-                send(number, time.perf_counter())
-                number += 1
+                send(time.perf_counter())
         else:
-            for number, at in enumerate(arrivals(load.rate, load.seconds, load.seed)):
+            for at in arrivals(load.rate, load.seconds, load.seed):
                 intended = start + at
                 if (early := intended - time.perf_counter()) > 0:
                     time.sleep(early)
                 recorder.behind = max(recorder.behind, time.perf_counter() - intended)
-                send(number, intended)
+                send(intended)
         recorder.wait()
     return recorder.sample()
 
@@ -196,8 +210,10 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def main() -> None:
+    numbers = itertools.count()
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(msgspec.json.encode(run(msgspec.json.decode(line, type=Load))) + b"\n")
+        sample = run(msgspec.json.decode(line, type=Load), numbers)
+        sys.stdout.buffer.write(msgspec.json.encode(sample) + b"\n")
         sys.stdout.buffer.flush()
 
 

@@ -1,8 +1,9 @@
 """What a request costs the server beside its two programs: `python -m bench.serve_overhead MODELS_DIR`.
 
-jaxrank's server in this process, with the clock of each thread read around the host program and around every
-call of the dense program. Each line on its input is answered with the CPU time so far (`Spent`): what the
-process took beyond these two is the wire, decoding, checks, scheduling and Python.
+jaxrank's server in this process, with the clock of each thread read around the native host program and around
+every invocation of a compiled function. Each line on its input is answered with the CPU time so far
+(`Spent`): what the process took beyond these two is gRPC, decoding, checks, moving data to and from the
+device's buffers, scheduling and Python. Threads that help a host program count as overhead, too.
 """
 
 import logging
@@ -13,20 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import iree.runtime as rt
 import msgspec
 
-from serving.engines.streams import Stream
 from serving.grpc_server import Server, ServerOptions
-from serving.host import HostProgramRunner
+from serving.native import _core
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """CPU microseconds since the start, and requests that were answered."""
+    """CPU microseconds since the start, requests that were answered, and bytes that these copied by the
+    steps of the copy budget (docs/monitoring.md)."""
 
     process: float
     host: float
     dense: float
     requests: int
+    copied: int
 
     def since(self, earlier: "Spent") -> "Spent":
         return Spent(
@@ -34,6 +37,7 @@ class Spent(msgspec.Struct, frozen=True):
             self.host - earlier.host,
             self.dense - earlier.dense,
             self.requests - earlier.requests,
+            self.copied - earlier.copied,
         )
 
     @property
@@ -43,39 +47,41 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class _Clock:
-    """CPU time of every thread inside of one function."""
+    """CPU time of every thread inside of one method, which it takes the place of."""
 
-    def __init__(self) -> None:
-        self.ns, self.calls = 0, 0
+    def __init__(self, owner: type, name: str) -> None:
+        self.ns = 0
         self._lock = threading.Lock()
+        setattr(owner, name, self._around(getattr(owner, name)))
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _around(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
             start = time.thread_time_ns()
             try:
-                return function(*args, **kwargs)
+                return method(*args)
             finally:
                 spent = time.thread_time_ns() - start
                 with self._lock:
                     self.ns += spent
-                    self.calls += 1
 
         return timed
 
 
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    host, request_side, dense = _Clock(), _Clock(), _Clock()
-    # A request is one call of `run` or, where its side is kept, of `rank`.
-    HostProgramRunner.run = host.around(HostProgramRunner.run)
-    HostProgramRunner.rank = host.around(HostProgramRunner.rank)
-    HostProgramRunner.prepare = request_side.around(HostProgramRunner.prepare)
-    Stream.run = dense.around(Stream.run)
+    # Neither calls the other: nothing is counted twice.
+    host, dense = _Clock(_core.HostProgram, "run"), _Clock(rt.VmContext, "invoke")
     server = Server(ServerOptions(models=Path(sys.argv[1]), host="127.0.0.1", port=0, poll_seconds=0))
     print(f"serving on {server.address}:", flush=True)
     for _ in sys.stdin:
-        in_host = host.ns + request_side.ns
-        spent = Spent(time.process_time_ns() / 1e3, in_host / 1e3, dense.ns / 1e3, host.calls)
+        counts = server._monitor.counts.of_versions().values()
+        spent = Spent(
+            time.process_time_ns() / 1e3,
+            host.ns / 1e3,
+            dense.ns / 1e3,
+            sum(c.success for c in counts),
+            sum(sum(c.copied) for c in counts),
+        )
         print(msgspec.json.encode(spent).decode(), flush=True)
     server.stop()
 

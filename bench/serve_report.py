@@ -7,10 +7,16 @@ from statistics import median
 
 from rich.table import Table
 
-from bench.results import Figure, NotMeasured
-from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, Found, Measured, Overload
+from bench.results import Figure, NotMeasured, read_figures
+from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, Found, Measured, Overhead, Overload
 from bench.serve_search import Point, Search
 
+_ELSEWHERE = {
+    "soak": ("python -m bench soak BUNDLE", ("soak_minutes", "soak_wrong_scores")),
+    "loading": ("python -m bench loading", ("load_p99_ratio",)),
+    "faults": ("make faults", ("fuzzed_rpcs", "crashes")),
+}
+"""Figures of the server that other commands measure: by results file, the command and the names."""
 _COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", PLAIN: "#d62728", DEGRADED: "#2ca02c"}
 
 
@@ -27,29 +33,39 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
     else:
         missing.append(NotMeasured(name="throughput_at_slo_vs_tf", why="no rate kept the promise on both"))
     if found.overhead is not None:
-        o = found.overhead
-        note = (
-            f"CPU time outside of the host and the dense program, {o.model}, "
-            f"{o.request_bytes / 1024:.0f} KiB; these two take {o.host_us:.0f} and {o.dense_us:.0f} us"
-        )
-        made.append(
-            Figure(
-                name="overhead_us_per_request",
-                value=median(o.rounds),
-                unit="us",
-                lo=min(o.rounds),
-                hi=max(o.rounds),
-                runs=len(o.rounds),
-                note=note,
-            )  # fmt: skip
-        )
+        made += _of_overhead(found.overhead)
     else:
-        missing.append(NotMeasured(name="overhead_us_per_request", why="that part did not run"))
+        missing += [
+            NotMeasured(name=name, why="that part did not run")
+            for name in ("overhead_us_per_request", "copies_per_byte")
+        ]
     if found.overload is not None and found.overload.points:
         made += _of_overload(found.overload, found.slo_ms)
     else:
         missing.append(NotMeasured(name="goodput_at_2x", why="that part did not run"))
+    for suite, (command, names) in _ELSEWHERE.items():
+        known = read_figures(found.results / f"{suite}.json")
+        made += [known[name] for name in names if name in known]
+        why = f"{suite}.json does not have it; {command} writes it"
+        missing += [NotMeasured(name=name, why=why) for name in names if name not in known]
     return [*made, *(f for m in found.models for f in _of_model(m))], missing
+
+
+def _of_overhead(o: Overhead) -> Iterable[Figure]:
+    note = (
+        f"CPU time outside of the host program and the invocations of the dense program, {o.model}, "
+        f"{o.request_bytes / 1024:.0f} KiB; these two take {o.host_us:.0f} and {o.dense_us:.0f} us"
+    )
+    yield Figure(
+        name="overhead_us_per_request", value=median(o.rounds), unit="us", lo=min(o.rounds),
+        hi=max(o.rounds), runs=len(o.rounds), note=note,
+    )  # fmt: skip
+    note = (
+        f"{o.copied:.0f} bytes that the copy budget counts (docs/monitoring.md), over {o.request_bytes} of "
+        f"the request and {o.answer_bytes} of the answer, {o.model}"
+    )
+    per_byte = o.copied / (o.request_bytes + o.answer_bytes)
+    yield Figure(name="copies_per_byte", value=per_byte, unit="copies", note=note)
 
 
 def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:

@@ -23,7 +23,7 @@ from serving.engines import default_streams
 from serving.engines.batches import MAX_REQUESTS, WORTH_TILES, Tiles, of_rows, of_tiles, shares, tiled
 from serving.engines.calls import Calls
 from serving.engines.plan import Call, Planner
-from serving.engines.streams import Stream, Weights
+from serving.engines.streams import Stream, Weights, aligned
 from serving.host.program import FeatureBlocks
 from serving.monitoring.timeline import Moved
 from serving.scheduling import ANY_TIME, Job, KeyLoad, StreamScheduler, Urgency
@@ -269,8 +269,8 @@ def _candidates(stream: Stream, state: Sequence[Any], candidate_block: np.ndarra
     rows = candidate_block[call.start : call.stop]
     if len(rows) == call.rows:
         return call.start, stream.call(call.function, [*state, rows])
-    padded = np.zeros((call.rows, *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
+    padded = aligned((call.rows, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)], padded[len(rows) :] = rows, 0
     stream.joined(rows.nbytes)
     return call.start, [output[: len(rows)] for output in stream.call(call.function, [*state, padded])]
 

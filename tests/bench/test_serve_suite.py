@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench import serve
 from bench.dense_build import build
-from bench.serve_load import Load, LoadClient, Sample, arrivals, run
+from bench.results import Figure, write_results
+from bench.serve_load import Load, LoadClient, Requests, Sample, arrivals, run
 from bench.serve_processes import Running, jaxrank_server
 from bench.serve_search import Search
+from serving.wire import predict_pb2 as pb
 from tests.bench.conftest import TINY
 
 
@@ -23,10 +26,16 @@ def test_quick_run(work: Path, tmp_path: Path) -> None:
     names = ["--models", "tiny", "--overhead-model", "tiny", "--overload-model", "tiny"]
     # 2 s: the least that a test machine keeps whatever else runs on it.
     options = ["--quick", "--slo-ms", "2000", "--work", str(work), "--out", str(out)]
+    soaked = [Figure(name=name, value=7.0, unit="") for name in ("soak_minutes", "soak_wrong_scores")]
+    write_results(tmp_path / "soak.json", "soak", "soaked", soaked)
     serve.run(serve.parse([*names, *options]), {"tiny": TINY})
     found = json.loads(out.read_text())
     figures = {f["name"]: f["value"] for f in found["figures"]}
-    assert not found["not_measured"]
+    assert figures["soak_minutes"] == figures["soak_wrong_scores"] == 7.0
+    # Suites that have not run beside this one.
+    assert [n["name"] for n in found["not_measured"]] == ["load_p99_ratio", "fuzzed_rpcs", "crashes"]
+    # Both blocks and the scores are copied, features are not: they make blocks several times their size.
+    assert 0 < figures["copies_per_byte"] < 20
     assert figures["throughput_at_slo_vs_tf"] > 0 and figures["goodput_at_2x"] > 0
     assert figures["goodput_at_2x_degraded"] > 0 and figures["overhead_us_per_request"] > 0
     assert figures["tiny/max_abs_error"] < 1e-5
@@ -71,6 +80,15 @@ def test_requests_that_are_refused_are_counted(server: Running, messages: str) -
     sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, rate=100.0))
     assert sample.sent == sum(sample.statuses.values()) > 0
     assert set(sample.statuses) <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"} and not sample.goodput(1e9)
+
+
+def test_no_user_comes_twice_in_a_turn(messages: str) -> None:
+    """Of the requests that a server keeps state for at one time, none has the features of another."""
+    requests = msgspec.msgpack.decode(Path(messages).read_bytes(), type=Requests)
+    assert len(set(requests.users)) == len(requests.users) >= 4096
+    found = pb.PredictRequest.FromString(requests.message(7 + len(requests.users)))
+    assert found.model_spec.name == "tiny" and set(found.inputs) == set(TINY.inputs)
+    assert requests.message(7).startswith(requests.users[7]) and requests.message(8) != requests.message(7)
 
 
 def test_arrivals_are_poisson() -> None:

@@ -1,7 +1,8 @@
 """Hostile requests over the wire to a real server: whatever comes, it answers with a refusal of its own, goes
 on giving right scores, and keeps no memory.
 
-`JAXRANK_FUZZED_RPCS` is how many are sent; `make faults` sends 50,000.
+`JAXRANK_FUZZED_RPCS` is how many are sent, `JAXRANK_FAULTS_RESULTS` the file of figures to write, if any;
+`make faults` sends 50,000.
 """
 
 import http.client
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.results import Figure, write_results
 from serving.wire import inference_pb2, kserve_pb2, model_service_pb2
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode, encode_content
@@ -27,6 +29,7 @@ from tests.faults.mutations import MUTATIONS, Mutation, bytes_mutated, json_muta
 from tests.faults.server import ServerProcess, serve
 
 RPCS = int(os.environ.get("JAXRANK_FUZZED_RPCS", "600"))
+RESULTS = os.environ.get("JAXRANK_FAULTS_RESULTS")
 GROWTH_MIB = 64
 """Of resident memory after the first requests: caches and arenas of threads."""
 
@@ -190,15 +193,19 @@ def test_hostile_requests(server: ServerProcess) -> None:
         _fuzz(0.02, st.tuples(st.sampled_from(CALLS), MUTATIONS), rpc)
         _fuzz(0.02, st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS), post)
 
-    start()  # what every thread and buffer takes once
-    before = server.rss_mib(), server.open_files()
-    _fuzz(0.6, st.tuples(st.sampled_from(CALLS), MUTATIONS), rpc)
-    connection.close()  # the server closes it when it is idle for too long; the next request opens it again
-    _fuzz(0.28, st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS), post)
-    raw = st.tuples(
-        st.sampled_from(["grpc", "rest"]), st.sampled_from([HTTP2, HTTP1, b""]), MUTATIONS, st.binary()
-    )
-    _fuzz(0.08, raw, noise)
+    try:
+        start()  # what every thread and buffer takes once
+        before = server.rss_mib(), server.open_files()
+        _fuzz(0.6, st.tuples(st.sampled_from(CALLS), MUTATIONS), rpc)
+        connection.close()  # the server closes it when it is idle; the next request opens it again
+        _fuzz(0.28, st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS), post)
+        raw = st.tuples(
+            st.sampled_from(["grpc", "rest"]), st.sampled_from([HTTP2, HTTP1, b""]), MUTATIONS, st.binary()
+        )
+        _fuzz(0.08, raw, noise)
+    finally:
+        if RESULTS:
+            _write_figures(Path(RESULTS), sent, server)
     assert server.alive() and not server.faults()
     assert statuses[Code.OK] and statuses[Code.INVALID_ARGUMENT] and statuses[200] and statuses[400]
     assert server.rss_mib() - before[0] < GROWTH_MIB
@@ -206,3 +213,12 @@ def test_hostile_requests(server: ServerProcess) -> None:
     client.close()
     connection.close()
     print(f"{sent} requests: {dict(statuses)}; {server.rss_mib() - before[0]:.1f} MiB more")
+
+
+def _write_figures(path: Path, sent: int, server: ServerProcess) -> None:
+    crashes, faults = int(not server.alive()), len(server.faults())
+    figures = [
+        Figure(name="fuzzed_rpcs", value=sent, unit="requests", note="gRPC, HTTP and bytes on both sockets"),
+        Figure(name="crashes", value=crashes, unit="crashes", note=f"{faults} faults of ours in the log"),
+    ]
+    write_results(path, "faults", "make faults", figures)
