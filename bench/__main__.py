@@ -14,6 +14,7 @@ SUITES = {
     "serve": "a server under load beside TensorFlow's, its overhead, and what it answers beyond saturation",
     "soak": "a server under 1.5 times its load while versions are swapped, every answer checked",
     "host": "the host half natively, on NumPy and in TensorFlow, and what it costs the allocator",
+    "shadow": "a server's answers beside those of the one whose place it is to take, with an exit code",
     "agree": "whether two runs of one commit agree within their intervals",
 }
 _MODULES = {"host": "host_program"}

@@ -161,12 +161,12 @@ def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]"
         except JaxrankError as error:
             raise SystemExit(f"error: {error}") from error
     from bench.dense_models import MODELS
+    from bench.profiles import PROFILES
 
-    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
-    if unknown:
-        known = ", ".join(m.name for m in MODELS)
-        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
-    return [m for m in MODELS if not arguments.models or m.name in arguments.models]
+    known = {m.name: m for m in (*MODELS, *(p.model() for p in PROFILES))}
+    if unknown := sorted(set(arguments.models) - set(known)):
+        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {', '.join(known)}")
+    return [known[name] for name in arguments.models] or list(MODELS)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -183,7 +183,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="din, bst, mmoe, ple, dlrm, dcn_v2 (all)"
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="din, bst, mmoe, ple, dlrm, dcn_v2 (all of these), or a profile: feed, ads, article",
     )
     parser.add_argument(
         "--sizes", nargs="+", type=_size, default=list(SIZES), metavar="N",

@@ -25,6 +25,7 @@ from jaxrank.manifest import Manifest, Signature, TensorSpec
 if TYPE_CHECKING:
     from bench.dense_build import Built
 
+_PAGE = 200
 Features = dict[str, np.ndarray]
 Status = Callable[[str], None]
 
@@ -66,9 +67,32 @@ class UserModel:
         scopes = [t.scope for t in self.signature.inputs]
         return f"{scopes.count('request')} inputs of the request, {scopes.count('candidate')} of candidates"
 
+    @property
+    def candidates(self) -> int:
+        """Of a request in the suite `serve`: a page of results, as far as the bundle takes it."""
+        return min(_PAGE, self.built.manifest.max_candidates)
+
+    @property
+    def slo_ms(self) -> float:
+        """Within which 99% of all requests are to be answered, unless somebody promises something else."""
+        return 100.0
+
+    @property
+    def prior(self) -> str | None:
+        """An input that can stand for recall's score: a number for each of candidates that are not mixed."""
+        of_candidates = (t for t in self.signature.inputs if t.scope == "candidate" and t.part == "rows")
+        numbers = [t.name for t in of_candidates if t.dtype not in ("string", "bool") and 0 not in t.shape]
+        return numbers[0] if numbers and self.built.manifest.row_wise else None
+
     def request(self, rows: int, seed: int) -> Features:
         """Features of one user against `rows` candidates."""
         return dict(self.example(rows, seed).features)
+
+    def sent(self, rows: int, seed: int) -> Features:
+        """`request`, as TensorFlow's signature takes it, which a server of ours takes, too."""
+        from converters.examples import repeat_request_rows
+
+        return repeat_request_rows(self.signature, self.request(rows, seed))
 
     def example(self, rows: int, seed: int) -> Example:
         """`request`, with TensorFlow's outputs where the certificate tells them: those of a model that mixes
@@ -87,13 +111,18 @@ class UserModel:
 
 
 def open_model(
-    path: Path, work: Path, status: Status = lambda text: None, saved_model: Path | None = None
+    path: Path,
+    work: Path,
+    status: Status = lambda text: None,
+    saved_model: Path | None = None,
+    name: str | None = None,
 ) -> UserModel:
     """A bundle as it is, compiled for this CPU if it is not; or a TensorFlow model, converted and compiled
     into `work`, each only where the model or the compiler has changed.
 
     Args:
         saved_model: of a bundle, instead of the source that its manifest names.
+        name: in figures and requests; `model_name` of the path by default.
 
     Raises:
         UserModelError: the path does not exist, or the bundle has no examples.
@@ -102,7 +131,12 @@ def open_model(
     is_bundle = (path / files.MANIFEST).is_file()
     if not is_bundle and not path.exists():
         raise UserModelError(f"{path} does not exist; give a bundle or a SavedModel")
-    built = _of_bundle(path, work, status, saved_model) if is_bundle else _of_source(path, work, status)
+    directory = work / "user" / (name or model_name(path))
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_bundle:
+        built = _of_bundle(path, directory, status, saved_model)
+    else:
+        built = _of_source(path, directory, status)
     return UserModel(built, _examples(built.bundle, built.manifest))
 
 
@@ -156,15 +190,12 @@ def _take_parts(
     return found
 
 
-def _of_bundle(path: Path, work: Path, status: Status, saved_model: Path | None) -> "Built":
+def _of_bundle(path: Path, directory: Path, status: Status, saved_model: Path | None) -> "Built":
     from bench.dense_build import Built
     from jaxrank.targets import choose_target
 
     manifest = files.verify(path)
-    name = model_name(path)
     bundle, seconds = path, {}
-    directory = work / "user" / name
-    directory.mkdir(parents=True, exist_ok=True)
     try:
         choose_target(path, manifest, "cpu")
     except BundleError:
@@ -172,23 +203,20 @@ def _of_bundle(path: Path, work: Path, status: Status, saved_model: Path | None)
             path, directory, _key("compile", manifest.digest, "mlir_pipeline"), status
         )
     manifest = files.verify(bundle)
-    status(f"{name}: comparing its source with the certificate")
+    status(f"{directory.name}: comparing its source with the certificate")
     source = saved_model or _named(manifest.source.path, path)
     why = _no_source(source, manifest, _examples(bundle, manifest))
-    return Built(name, None if why else source, bundle, manifest, seconds, directory, why)
+    return Built(directory.name, None if why else source, bundle, manifest, seconds, directory, why)
 
 
-def _of_source(path: Path, work: Path, status: Status) -> "Built":
+def _of_source(path: Path, directory: Path, status: Status) -> "Built":
     from bench.dense_build import Built, Stamps
     from converters.convert import convert
 
-    name = model_name(path)
-    directory = work / "user" / name
-    directory.mkdir(parents=True, exist_ok=True)
     converted = directory / "converted"
 
     def make() -> None:
-        status(f"{name}: converting")
+        status(f"{directory.name}: converting")
         shutil.rmtree(converted, ignore_errors=True)
         convert(path, converted)
 
@@ -196,7 +224,7 @@ def _of_source(path: Path, work: Path, status: Status) -> "Built":
     first = _key("convert", _contents(path), "converters", "jaxrank")
     stamps.make("convert", first, [converted], make)
     bundle, seconds = _compiled(converted, directory, _key("compile", first, "mlir_pipeline"), status)
-    return Built(name, path, bundle, files.verify(bundle), seconds, directory)
+    return Built(directory.name, path, bundle, files.verify(bundle), seconds, directory)
 
 
 def _compiled(source: Path, directory: Path, key: str, status: Status) -> tuple[Path, dict[str, float]]:

@@ -14,9 +14,10 @@ import pytest
 from bench import serve
 from bench.dense_build import build
 from bench.results import Figure, write_results
-from bench.serve_load import Load, LoadClient, Requests, Sample, arrivals, run
+from bench.serve_load import Load, LoadClient, Requests, Sample, run
 from bench.serve_processes import Running, jaxrank_server
 from bench.serve_search import Search
+from bench.workloads import poisson
 from serving.wire import predict_pb2 as pb
 from tests.bench.conftest import TINY
 
@@ -58,7 +59,8 @@ def messages(work: Path) -> str:
 def test_a_server_that_stalls_is_charged_for_what_arrives_meanwhile(server: Running, messages: str) -> None:
     """A third of all requests arrive while the server is stopped: they wait up to a second, and p99 says so.
     A client that waits for each answer would have sent one of them."""
-    load = Load(address=server.address, requests=messages, seconds=3.0, deadline=30.0, rate=60.0)
+    times = poisson(60.0, 3.0, seed=0)
+    load = Load(address=server.address, requests=messages, seconds=3.0, deadline=30.0, times=times)
     stall = threading.Timer(1.0, _stall, (server.process, 1.0))
     with LoadClient() as client:
         stall.start()
@@ -77,7 +79,8 @@ def _stall(process: int, seconds: float) -> None:
 
 def test_requests_that_are_refused_are_counted(server: Running, messages: str) -> None:
     """A deadline that no server keeps: nothing is good, and nothing is lost."""
-    sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, rate=100.0))
+    times = poisson(100.0, 0.5, seed=0)
+    sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, times=times))
     assert sample.sent == sum(sample.statuses.values()) > 0
     assert set(sample.statuses) <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"} and not sample.goodput(1e9)
 
@@ -92,7 +95,7 @@ def test_no_user_comes_twice_in_a_turn(messages: str) -> None:
 
 
 def test_arrivals_are_poisson() -> None:
-    times = arrivals(200.0, 50.0, seed=1)
+    times = poisson(200.0, 50.0, seed=1)
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     assert times == sorted(times) and times[0] >= 0 and times[-1] < 50
     # Of 10,000 exponential gaps: mean and standard deviation are 1 / rate, up to 4 standard errors.
