@@ -49,6 +49,7 @@ from bench.user_models import UserModel, open_model
 from bench.workloads import ARRIVALS, read_traffic
 from jaxrank.cli.console import results_console
 from jaxrank.errors import JaxrankError
+from jaxrank.targets import choose_target
 from serving.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Measured:
     """What was found out about one model."""
 
     name: str
+    engine: str
+    """That was the fastest here when the model was compiled."""
     error: float = 0.0
     """Largest difference of a score from TensorFlow's."""
     request_bytes: int = 0
@@ -282,9 +285,10 @@ def _throughput(
     status: Status,
 ) -> None:
     """The largest rates that keep the promise, and recorded traffic as it came."""
-    built = build(model, arguments.work, status)
+    built = build(model, arguments.work, status, engine="auto")
     messages, first = requests(model, arguments.work)
-    measured = Measured(model.name, request_bytes=len(first))
+    engine = choose_target(built.bundle, built.manifest, "cpu").engine
+    measured = Measured(model.name, engine, request_bytes=len(first))
 
     def closed(address: str) -> float:
         load = Load(
@@ -406,7 +410,7 @@ def _overhead(
     found: Found, model: Model, work: Path, effort: Effort, client: LoadClient, status: Status
 ) -> None:
     """CPU time of a request beside the host program and the dense program."""
-    built = build(model, work, status)
+    built = build(model, work, status, engine="auto")
     messages, first = requests(model, work)
     status("CPU time of requests, one at a time")
     with clocked_server({model.name: built.bundle}) as server:
@@ -441,7 +445,7 @@ def _overload(
     status: Status,
 ) -> None:
     """Answers in time at multiples of saturation, from servers that differ in degradation only."""
-    built = build(model, arguments.work, status)
+    built = build(model, arguments.work, status, engine="auto")
     messages, _ = requests(model, arguments.work)
     config, path = degradation_config(model), arguments.work / model.name / "degradation.json"
     path.write_text(json.dumps(config))
@@ -465,6 +469,8 @@ def _overload(
             for _ in range(2)
         ]
         found.overload = Overload(model.name, rates[-1].goodput(math.inf))
+        if not found.overload.saturation:
+            raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
         for multiple in effort.multiples:
             for kind, address in addresses.items():
                 rate = multiple * found.overload.saturation

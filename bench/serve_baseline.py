@@ -14,8 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
 
-from serving.wire import predict_pb2 as pb
-from serving.wire.codec import decode, encode
+from serving.wire.codec import decode
+from serving.wire.predict_messages import read_request, write_response
 from serving.wire.reflection import PREDICTION_SERVICE
 
 _MAX_MESSAGE = 64 << 20
@@ -39,12 +39,10 @@ def main() -> None:
     def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
             context.abort(grpc.StatusCode.CANCELLED, "the client no longer waits")
-        request = pb.PredictRequest.FromString(data)
+        request = read_request(data)
         features = {name: tf.constant(decode(name, tensor)) for name, tensor in request.inputs.items()}
-        response = pb.PredictResponse(model_spec=request.model_spec)
-        for name, value in signature(**features).items():
-            response.outputs[name].CopyFrom(encode(value.numpy()))
-        return response.SerializeToString()
+        outputs = {name: value.numpy() for name, value in signature(**features).items()}
+        return write_response(request.spec.SerializeToString(), outputs, tensor_content=False)
 
     server = grpc.server(
         ThreadPoolExecutor(options.workers),

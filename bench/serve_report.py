@@ -53,7 +53,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
 
 def _of_overhead(o: Overhead) -> Iterable[Figure]:
     note = (
-        f"CPU time outside of the host program and the invocations of the dense program, {o.model}, "
+        f"CPU time outside of the host program and the invocations of IREE's dense program, {o.model}, "
         f"{o.request_bytes / 1024:.0f} KiB; these two take {o.host_us:.0f} and {o.dense_us:.0f} us"
     )
     yield Figure(
@@ -93,7 +93,7 @@ def _of_model(m: Measured) -> Iterable[Figure]:
     for name, search in m.searches.items():
         if not search.points:
             continue
-        note = str(m.setting) if name == TENSORFLOW else ""
+        note = {OURS: f"the engine {m.engine}", TENSORFLOW: str(m.setting)}.get(name, "")
         if not search.throughput:
             least = min(search.points, key=lambda p: p.rate)
             median_ms = least.sample.percentile(0.5)

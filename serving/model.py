@@ -48,6 +48,8 @@ class Model:
         self.target = target
         self._host = host
         self._engine = engine
+        # Asking a protocol what is one takes as long as decoding a request.
+        self._scheduled = engine if isinstance(engine, ScheduledEngine) else None
         self._dense = _dense_outputs(manifest, host.program)
         self._states = RequestStates(states, host, engine, manifest.signature) if states is not None else None
 
@@ -228,7 +230,7 @@ class Model:
         if len(blocks.candidate):
             begun = time.monotonic()
             found = engine.run(blocks, urgency)
-            if not isinstance(engine, ScheduledEngine):  # one that is knows when its calls ran
+            if self._scheduled is None:  # one that is knows when its calls ran
                 urgency.timeline.compute = (begun, time.monotonic())
             return found
         if all(None not in spec.shape[1:] for spec in self._dense):
@@ -256,15 +258,15 @@ class Model:
     def refuse_late(self, urgency: Urgency) -> None:
         """Raises what `predict` would for an average request that does not end in time, before it has cost
         anything."""
-        if isinstance(self._engine, ScheduledEngine):
-            self._engine.refuse_late(urgency)
+        if self._scheduled is not None:
+            self._scheduled.refuse_late(urgency)
         else:
             urgency.check()
 
     def stream_load(self) -> KeyLoad | None:
         """What the device's streams did for it; None where its engine has threads of its own, or it has
         none."""
-        return self._engine.stream_load() if isinstance(self._engine, ScheduledEngine) else None
+        return self._scheduled.stream_load() if self._scheduled is not None else None
 
     def close(self) -> None:
         """Releases the engine's streams and what is open in stores."""

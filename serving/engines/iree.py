@@ -146,7 +146,7 @@ class IreeEngine:
 
     def _begin_state(self, job: Job, number: int) -> Moved:
         stream = self._streams[number]
-        state = stream.call(REQUEST_TOWER, [job.payload])
+        state = stream.call(REQUEST_TOWER, [job.payload], for_calls=True)
         job.finish = lambda: [state]
         return stream.moved()
 
@@ -188,7 +188,8 @@ class IreeEngine:
         if blocks.state is not None:
             state = blocks.state
         else:
-            state = stream.call(REQUEST_TOWER, [blocks.request]) if self._has_state else []
+            request = [blocks.request]
+            state = stream.call(REQUEST_TOWER, request, for_calls=True) if self._has_state else []
 
         def run(number: int, call: Call) -> Moved:
             pieces.append(_candidates(self._streams[number], state, blocks.candidate, call))
@@ -278,7 +279,7 @@ def _candidates(stream: Stream, state: Sequence[Any], candidate_block: np.ndarra
 def _batch_state(stream: Stream, requests: Sequence[FeatureBlocks]) -> list[np.ndarray]:
     """`[B, ...]` of all requests: what is known already, and the rest in one call."""
     unknown = [blocks.request for blocks in requests if blocks.state is None]
-    made = stream.call(REQUEST_BATCH, [np.concatenate(unknown)]) if unknown else []
+    made = stream.call(REQUEST_BATCH, [np.concatenate(unknown)], for_calls=True) if unknown else []
     if len(unknown) == len(requests):
         return made
     rest = iter(zip(*made, strict=True))

@@ -80,12 +80,13 @@ class Stream:
             self._moved.seconds += time.perf_counter() - begun
         return found
 
-    def call(self, function: str, arguments: Sequence[Any]) -> list[np.ndarray]:
-        """The function's results, as arrays that the caller owns. Arguments are arrays or what `run` gave."""
+    def call(self, function: str, arguments: Sequence[Any], *, for_calls: bool = False) -> list[np.ndarray]:
+        """The function's results, as arrays that the caller owns; `for_calls` are aligned, to be arguments of
+        other calls. Arguments are arrays or what `run` gave."""
         results = self.run(function, arguments)
         begun = time.perf_counter()
         found = (
-            [_copied(result) for result in results]
+            [_copied(result, for_calls) for result in results]
             if self._staging is None
             else self._staging.to_host(results)
         )
@@ -152,18 +153,17 @@ def _address(value: np.ndarray) -> int:
     return value.__array_interface__["data"][0]
 
 
-def _copied(view: rt.HalBufferView) -> np.ndarray:
-    """A buffer of the host's memory as an array of its own; aligned, for it may be the state that others
-    read."""
-    shape, dtype = tuple(view.shape), dtype_of(view.element_type)
-    found = aligned(shape, dtype)
+def _copied(view: rt.HalBufferView, for_calls: bool) -> np.ndarray:
+    """A buffer of the host's memory as an array of its own."""
+    shape, dtype = tuple(view.shape), _dtype_of(view.element_type)
+    found = aligned(shape, dtype) if for_calls else np.empty(shape, dtype)
     if found.size:
         np.copyto(found, view.map().asarray(shape, dtype))
     return found
 
 
 @functools.cache
-def dtype_of(element_type: int) -> np.dtype:
+def _dtype_of(element_type: int) -> np.dtype:
     """Of the elements of a buffer."""
     return np.dtype(rt.HalElementType.map_to_dtype(element_type))
 

@@ -43,10 +43,49 @@ def test_quick_run(work: Path, tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_a_model_of_ones_own(work: Path, server: Running, tmp_path: Path) -> None:
+    """Its SavedModel is not there, so TensorFlow is listed; a server of the protocol is measured beside ours,
+    on requests that are drawn and on recorded ones."""
+    bundle = shutil.copytree(work / "tiny" / "bundle", tmp_path / "models" / "tiny" / "1")
+    records = []
+    for seed in range(20):
+        request = pb.PredictRequest(model_spec=pb.ModelSpec(name="somebody's"))
+        for name, value in TINY.request(7, seed).items():
+            request.inputs[name].CopyFrom(encode_content(value))
+        metadata = LogMetadata(arrival_ns=10**18 + seed * 20_000_000).SerializeToString()
+        log = PredictionLog(predict_log=PredictLog(request=request), log_metadata=metadata)
+        records.append(framed(log.SerializeToString()))
+    recorded = tmp_path / "recorded"
+    recorded.write_bytes(b"".join(records))
+    out = tmp_path / "serve.json"
+    files = ["--work", str(tmp_path / "work"), "--out", str(out), "--replay", str(recorded)]
+    options = ["--quick", "--slo-ms", "2000", "--tfs-address", server.address, "--arrivals", "bursty"]
+    serve.main([str(bundle), *files, *options])
+    found = json.loads(out.read_text())
+    figures = {f["name"]: f["value"] for f in found["figures"]}
+    for name in (serve.OURS, serve.TFS):
+        assert figures[f"tiny/throughput/{name}"] > 0 and figures[f"tiny/replay_p50/{name}"] > 0
+        assert figures[f"tiny/replay_goodput/{name}"] == 1.0
+    assert figures["tiny/max_abs_error"] < 1e-5 and figures["goodput_at_2x"] > 0
+    missing = {m["name"]: m["why"] for m in found["not_measured"]}
+    assert "saved_model, which the bundle was made of, is not here" in missing["tiny/throughput/tensorflow"]
+    assert "overhead_us_per_request" not in missing and "goodput_at_2x" not in missing
+
+
+def test_a_server_of_other_scores_or_none_is_listed(work: Path, server: Running, tmp_path: Path) -> None:
+    """A server that is not reachable, and a bundle whose scores have moved by 1e-3 since its certificate."""
+    model = open_model(work / "tiny" / "bundle", tmp_path)
+    _, first = serve.requests(model, tmp_path)
+    found = serve.Found(100.0, tmp_path)
+    addresses = {serve.OURS: server.address, serve.TFS: "127.0.0.1:1"}
+    serve._compare(found, serve.Measured("tiny"), renamed(model, "tiny"), model.built, addresses, first)
+    assert list(addresses) == [serve.OURS]
+
+
 @pytest.fixture(scope="module")
 def server(work: Path) -> Iterator[Running]:
     """Our server with the tiny model."""
-    with jaxrank_server({"tiny": build(TINY, work).bundle}) as running:
+    with jaxrank_server({"tiny": build(TINY, work, engine="auto").bundle}) as running:
         yield running
 
 
