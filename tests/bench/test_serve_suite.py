@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from bench import serve
@@ -17,8 +20,13 @@ from bench.results import Figure, write_results
 from bench.serve_load import Load, LoadClient, Requests, Sample, run
 from bench.serve_processes import Running, jaxrank_server
 from bench.serve_search import Search
+from bench.user_models import open_model
 from bench.workloads import poisson
+from jaxrank.tfrecord import framed
 from serving.wire import predict_pb2 as pb
+from serving.wire.codec import encode_content
+from serving.wire.log_metadata_pb2 import LogMetadata
+from serving.wire.prediction_log_pb2 import PredictionLog, PredictLog
 from tests.bench.conftest import TINY
 
 
@@ -72,14 +80,21 @@ def test_a_model_of_ones_own(work: Path, server: Running, tmp_path: Path) -> Non
     assert "overhead_us_per_request" not in missing and "goodput_at_2x" not in missing
 
 
-def test_a_server_of_other_scores_or_none_is_listed(work: Path, server: Running, tmp_path: Path) -> None:
-    """A server that is not reachable, and a bundle whose scores have moved by 1e-3 since its certificate."""
-    model = open_model(work / "tiny" / "bundle", tmp_path)
+def test_servers_are_compared_before_they_are_measured(work: Path, server: Running, tmp_path: Path) -> None:
+    """One that is not reachable is listed; ours is refused where its scores are off by 1e-3."""
+    model = open_model(work / "tiny" / "bundle", tmp_path, name="tiny")
     _, first = serve.requests(model, tmp_path)
-    found = serve.Found(100.0, tmp_path)
-    addresses = {serve.OURS: server.address, serve.TFS: "127.0.0.1:1"}
-    serve._compare(found, serve.Measured("tiny"), renamed(model, "tiny"), model.built, addresses, first)
+    found, addresses = serve.Found(100.0, tmp_path), {serve.OURS: server.address, serve.TFS: "127.0.0.1:1"}
+    serve._compare(found, serve.Measured("tiny", "iree"), model, model.built, addresses, first)
     assert list(addresses) == [serve.OURS]
+    (missing,) = found.missing
+    assert missing.name == f"tiny/throughput/{serve.TFS}" and missing.why.startswith("UNAVAILABLE: ")
+    moved = [
+        replace(e, outputs={n: v + np.float32(1e-3) for n, v in e.outputs.items()}) for e in model.examples
+    ]
+    model = replace(model, examples=tuple(moved))
+    with pytest.raises(RuntimeError, match="tiny: scores differ from TensorFlow's by 1.0e-03"):
+        serve._compare(found, serve.Measured("tiny", "iree"), model, model.built, addresses, first)
 
 
 @pytest.fixture(scope="module")
