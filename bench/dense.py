@@ -1,10 +1,10 @@
 """The dense half against what a team would otherwise run: `python -m bench dense`.
 
 Models of production width (bench/dense_models.py) are saved by TensorFlow, converted and compiled, each only
-where something has changed, then timed beside five other engines (bench/peers.py) at several numbers of
-candidates, in turns in one process. No engine is timed before its scores are TensorFlow's. Writes
-`bench/results/dense.json` after every model, and at the end a table, a plot beside the JSON, and
-`docs/performance.md`.
+where something has changed, then timed beside five other engines (bench/peers.py), and those of
+bench/optional_peers.py that are installed, at several numbers of candidates, in turns in one process. No
+engine is timed before its scores are TensorFlow's. Writes `bench/results/dense.json` after every model, and
+at the end a table, a plot beside the JSON, and `docs/performance.md`.
 
 With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, on requests
 that its certificate has.
@@ -259,6 +259,7 @@ def measure(
     Raises `JaxrankError` where the model cannot be built.
     """
     from bench.dense_build import Scores, build
+    from bench.optional_peers import OPTIONAL
     from bench.peers import ENGINES, Task
     from bench.user_models import UserModel, UserModelError
     from serving.host import HostProgramRunner
@@ -276,7 +277,7 @@ def measure(
     task = Task.of(built)
     if not task.outputs:
         raise UserModelError("the host makes every output of this model: there is no dense half to measure")
-    engines = prepare_engines(ENGINES, task, found)
+    engines = prepare_engines({**ENGINES, **OPTIONAL}, task, found)
     scores = Scores(model, built)
     for rows in sizes:
         try:
@@ -308,12 +309,15 @@ def prepare_engines(
     engines: Mapping[str, Callable[["Task"], "Prepare"]], task: "Task", found: Measured
 ) -> dict[str, "Prepare"]:
     """The engines that can run the task here; the others are listed as not measured, with the reason."""
+    from bench.optional_peers import PACKAGES
+
     ready = {}
     for name, make in engines.items():
         try:
             ready[name] = make(task)
         except ImportError as error:
-            why = f"{error}; pip install 'jaxrank[bench]'"
+            package = PACKAGES.get(name, "'jaxrank[bench]'")
+            why = f"{error}; pip install {package}"
             found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=why))
         except Exception as error:  # engines raise whatever they like
             found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=_first_line(error)))

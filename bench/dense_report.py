@@ -17,6 +17,8 @@ _COLORS = {
     "onnxruntime": "#2ca02c",
     "openvino": "#9467bd",
     "jax": "#ff7f0e",
+    "torch_compile": "#8c564b",
+    "tvm": "#7f7f7f",
 }
 
 

@@ -130,7 +130,7 @@ def tensorflow_engine(task: Task, jit_compile: bool = False) -> Prepare:
     concrete = function.get_concrete_function()
 
     def prepare(blocks: FeatureBlocks) -> Call:
-        inputs = _dense_inputs(task, blocks)
+        inputs = dense_inputs_of(task, blocks)
 
         def call() -> list[np.ndarray]:
             found: Any = (function if jit_compile else concrete)(*(tf.constant(i) for i in inputs))
@@ -153,7 +153,7 @@ def onnxruntime_engine(task: Task) -> Prepare:
     names = [f"{s.name}:0" for s in task.graph.specs]
 
     def prepare(blocks: FeatureBlocks) -> Call:
-        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+        inputs = dict(zip(names, dense_inputs_of(task, blocks), strict=True))
         return lambda: [np.asarray(value) for value in session.run(None, inputs)]
 
     return prepare
@@ -179,7 +179,7 @@ def openvino_engine(task: Task) -> Prepare:
 
     def prepare(blocks: FeatureBlocks) -> Call:
         request = compiled(len(blocks.candidate))
-        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+        inputs = dict(zip(names, dense_inputs_of(task, blocks), strict=True))
 
         def call() -> list[np.ndarray]:
             found = request.infer(inputs, share_inputs=True, share_outputs=False)
@@ -219,7 +219,8 @@ def padded(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _dense_inputs(task: Task, blocks: FeatureBlocks) -> list[np.ndarray]:
+def dense_inputs_of(task: Task, blocks: FeatureBlocks) -> list[np.ndarray]:
+    """What TensorFlow's graph of the dense half takes, in order."""
     return dense_inputs(files.read_host_program(task.bundle), blocks.request, blocks.candidate)
 
 

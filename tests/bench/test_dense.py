@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from bench import dense, dense_models, peers
 from bench.dense import Measured, checked, largest_error, prepare_engines
 from bench.dense_build import build
+from bench.optional_peers import torch_engine
 from bench.peers import Call, Prepare, Task, padded
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
@@ -74,6 +76,10 @@ def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.M
     assert {m["name"] for m in document["not_measured"]} == {
         "speedup_vs_best_peer_no_request_side",
         "dynamic_over_static",
+    } | {
+        f"tiny/{name}"
+        for name, module in (("torch_compile", "torch"), ("tvm", "tvm"))
+        if not find_spec(module)
     }
     assert out.with_suffix(".png").stat().st_size > 10_000
 
@@ -122,7 +128,10 @@ def test_a_library_that_is_missing_is_reported(task: Task, monkeypatch: pytest.M
     assert list(prepare_engines(engines, task, found)) == ["onnxruntime"]
     (missing,) = found.missing
     assert missing.name == "tiny/openvino"
-    assert "openvino" in missing.why and "jaxrank[bench]" in missing.why
+    assert "openvino" in missing.why and "pip install 'jaxrank[bench]'" in missing.why
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert not prepare_engines({"torch_compile": torch_engine}, task, found)
+    assert found.missing[-1].name == "tiny/torch_compile" and "pip install torch" in found.missing[-1].why
 
 
 def test_a_model_that_fails_leaves_the_others(
