@@ -13,7 +13,6 @@ that its certificate has.
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,12 +107,11 @@ def effort(rows: int, quick: bool) -> Effort:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = _arguments(argv)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(pinned(arguments.cores))
-        except ValueError as error:
-            raise SystemExit(f"--cores: {error}") from error
-        _run(arguments)
+    try:
+        with pinned(arguments.cores):
+            _run(arguments)
+    except JaxrankError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -156,10 +154,7 @@ def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]"
     if arguments.model is not None:
         from bench.user_models import open_model
 
-        try:
-            return [open_model(arguments.model, arguments.work, print, arguments.saved_model)]
-        except JaxrankError as error:
-            raise SystemExit(f"error: {error}") from error
+        return [open_model(arguments.model, arguments.work, print, arguments.saved_model)]
     from bench.dense_models import MODELS
     from bench.profiles import PROFILES
 
@@ -195,9 +190,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three runs of each, and no static modules")
     parser.add_argument(
-        "--cores", type=int, metavar="N", help="keep every engine on the first N cores (all that there are)"
-    )
-    parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
     )  # fmt: skip
@@ -212,7 +204,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL and what belongs to it."""
+    """MODEL and what belongs to it, and the cores."""
+    parser.add_argument(
+        "--cores", type=int, metavar="N", help="keep everything on the first N cores (all that there are)"
+    )
     parser.add_argument(
         "model",
         nargs="?",

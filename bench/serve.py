@@ -45,6 +45,7 @@ from bench.serve_requests import (
     scores,
 )
 from bench.serve_search import Point, Search
+from bench.timing import pinned
 from bench.user_models import UserModel, open_model
 from bench.workloads import ARRIVALS, read_traffic
 from jaxrank.cli.console import results_console
@@ -155,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import_quietly()
     arguments = parse(argv)
     try:
-        run(arguments, _zoo(arguments))
+        with pinned(arguments.cores):
+            run(arguments, _zoo(arguments))
     except JaxrankError as error:
         raise SystemExit(f"error: {error}") from error
 

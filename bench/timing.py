@@ -16,12 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrank.errors import JaxrankError
 from serving.cores import usable_core_numbers
 
 CONFIDENCE = 0.95
 """Of all intervals."""
 RESAMPLES = 1000
 _SEED = 4_242
+
+
+class CoresError(JaxrankError):
+    """There are fewer cores than a measurement was to use."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +148,11 @@ def pinned(count: int | None = None) -> Iterator[list[int]]:
     """Keeps this process, and what it starts meanwhile, on the first `count` cores of those that it may use;
     all of them without a number. Gives their numbers; none on a system that does not pin.
 
-    Threads that exist are moved, too. Raises `ValueError` where there are fewer cores.
+    Threads that exist are moved, too. Raises `CoresError` where there are fewer cores.
     """
     cores = usable_core_numbers()
     if count is not None and not 1 <= count <= len(cores):
-        raise ValueError(f"{count} cores: this process may use {len(cores)}")
+        raise CoresError(f"--cores {count}: this process may use {len(cores)}")
     if not cores:
         yield cores
         return

@@ -159,7 +159,7 @@ def test_a_model_that_fails_leaves_the_others(
     [
         pytest.param(["--models", "dinn"], "there is no model dinn; models are: din, bst", id="model"),
         pytest.param(["--sizes", "0"], "", id="size"),
-        pytest.param(["--cores", "1000"], "--cores: 1000 cores: this process may use", id="cores"),
+        pytest.param(["--cores", "1000"], "error: --cores 1000: this process may use", id="cores"),
     ],
 )
 def test_bad_arguments(

@@ -8,7 +8,7 @@ import pytest
 
 from bench import agree
 from bench.results import Figure, write_results
-from bench.timing import Estimate, Timing, interleaved, mean_ratio, overhead, pinned
+from bench.timing import CoresError, Estimate, Timing, interleaved, mean_ratio, overhead, pinned
 
 ROUNDS, PER_ROUND = 12, 3
 
@@ -86,7 +86,7 @@ def test_a_process_is_pinned_and_let_go() -> None:
     with pinned(1) as cores:
         assert os.sched_getaffinity(0) == set(cores) and len(cores) == 1
     assert os.sched_getaffinity(0) == before
-    with pytest.raises(ValueError, match="1000 cores: this process may use"), pinned(1000):
+    with pytest.raises(CoresError, match="--cores 1000: this process may use"), pinned(1000):
         pass
 
 
