@@ -19,8 +19,8 @@ from serving.wire.reflection import PREDICTION_SERVICE
 if TYPE_CHECKING:
     from bench.dense_models import DenseModel
 
-USERS = 4096
-"""Of one load. What a server makes of a user is kept for 5 s: at up to 819 requests a second nobody is
+USERS = 16_384
+"""Of one load. What a server makes of a user is kept for 5 s: at up to 3,276 requests a second nobody is
 found there again."""
 KEPT_SECONDS = 5.0
 _CANDIDATES = 63
