@@ -7,16 +7,16 @@ files are of different commits, machines or suites.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from bench.results import Figure, ResultsError, read_results
 
 _SHARE = 0.95
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Command line. Raises `ResultsError` for files that are no two runs of the same."""
     parser = argparse.ArgumentParser(
         prog="python -m bench agree",
         description=__doc__,
@@ -29,46 +29,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("first", type=Path, metavar="FIRST")
     parser.add_argument("second", type=Path, metavar="SECOND")
     options = parser.parse_args(argv)
-    first, second = (_read(path) for path in (options.first, options.second))
-    for key in ("suite", "commit", "machine"):
-        if first[key] != second[key]:
-            raise SystemExit(f"these are not two runs of the same: {key} {first[key]} and {second[key]}")
-    apart, both = disagreements(first["figures"], second["figures"])
+    first, second = (read_results(path) for path in (options.first, options.second))
+    for what in ("suite", "commit", "machine"):
+        if (one := getattr(first, what)) != (other := getattr(second, what)):
+            raise ResultsError(f"these are not two runs of the same: {what} {one} and {other}")
+    apart, both = disagreements(first.figures, second.figures)
     for line in apart:
         print(line)
     if not both:
-        raise SystemExit("the files have no figure with bounds in common")
+        raise ResultsError("the files have no figure with bounds in common")
     print(f"{both - len(apart)} of {both} figures agree within their intervals")
     if both - len(apart) < _SHARE * both:
         raise SystemExit(1)
 
 
-def disagreements(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
+def disagreements(first: Sequence[Figure], second: Sequence[Figure]) -> tuple[list[str], int]:
     """A line for each figure whose intervals are apart, and how many figures have an interval in both."""
-    bounded = [{f["name"]: f for f in figures if _bounded(f)} for figures in (first, second)]
-    names = [name for name in bounded[0] if name in bounded[1]]
-    pairs = [(bounded[0][name], bounded[1][name]) for name in names]
-    apart = [f"{_shown(a)} and {_shown(b)}" for a, b in pairs if a["lo"] > b["hi"] or b["lo"] > a["hi"]]
-    return apart, len(pairs)
+    others = {f.name: f for f in second}
+    apart, both = [], 0
+    for one in first:
+        other = others.get(one.name)
+        if other is None or None in (one.lo, one.hi, other.lo, other.hi):
+            continue
+        both += 1
+        if one.lo > other.hi or other.lo > one.hi:  # type: ignore[operator]
+            apart.append(f"{_shown(one)} and {_shown(other)}")
+    return apart, both
 
 
-def _bounded(figure: dict[str, Any]) -> bool:
-    return figure["lo"] is not None and figure["hi"] is not None
-
-
-def _shown(figure: dict[str, Any]) -> str:
-    bounds = f"{figure['lo']:.4g} to {figure['hi']:.4g}"
-    return f"{figure['name']} {figure['value']:.4g} {figure['unit']} ({bounds})"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} is no results file: {error}") from error
-    if not isinstance(found, dict) or not {"suite", "commit", "machine", "figures"} <= found.keys():
-        raise SystemExit(f"{path} is no results file of python -m bench")
-    return found
+def _shown(figure: Figure) -> str:
+    return f"{figure.name} {figure.value:.4g} {figure.unit} ({figure.lo:.4g} to {figure.hi:.4g})"
 
 
 if __name__ == "__main__":

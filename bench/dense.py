@@ -3,8 +3,8 @@
 Models of production width (bench/dense_models.py) are saved by TensorFlow, converted and compiled, each only
 where something has changed, then timed beside five other engines (bench/peers.py), and those of
 bench/optional_peers.py that are installed, at several numbers of candidates, in turns in one process. No
-engine is timed before its scores are TensorFlow's. Writes `bench/results/dense.json` after every model, and
-at the end a table, a plot beside the JSON, and `docs/performance.md`.
+engine is timed before its scores are TensorFlow's. Writes `bench/results/dense.json` after every model, and a
+table at the end.
 
 With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, on requests
 that its certificate has.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bench.peers import Prepare, Task
     from bench.user_models import UserModel
 
-RESULTS, PAGE = Path("bench/results/dense.json"), Path("docs/performance.md")
+RESULTS = Path("bench/results/dense.json")
 WORK = Path(".cache/bench")
 SIZES = (1, 50, 200, 1000, 5000)
 STATIC_SIZES = (200, 1000)
@@ -173,8 +173,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "  python -m bench dense                                    everything, about half an hour\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
         "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
-        "  python -m bench dense models/ranker/1 --out mine/dense.json\n\n"
-        "docs/performance.md is written only for a full run: all models and sizes, no --quick, no --out.",
+        "  python -m bench dense models/ranker/1 --out mine/dense.json",
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -395,7 +394,7 @@ def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespa
 
 
 def _report(console: Console, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
-    from bench.dense_report import figures, page, plot, table
+    from bench.dense_report import figures, table
 
     console.print(table(measured))
     for figure in figures(measured)[0]:
@@ -403,15 +402,4 @@ def _report(console: Console, measured: Sequence[Measured], arguments: argparse.
             console.print(f"{figure.name:42} {figure.value:.4g} {figure.unit}", highlight=False)
     for missing in figures(measured)[1]:
         console.print(f"not measured: {missing.name}: {missing.why}", highlight=False)
-    try:
-        plot(measured, arguments.out.with_suffix(".png"))
-    except ImportError as error:
-        console.print(f"no plot: {error}; pip install 'jaxrank[bench]'")
-    whole = (
-        arguments.model is None
-        and not arguments.models
-        and tuple(arguments.sizes) == SIZES
-        and arguments.out == RESULTS
-    )
-    if whole and not arguments.quick:
-        PAGE.write_text(page(measured))
+    console.print(f"figures are in {arguments.out}; `jaxrank bench report` draws them", highlight=False)

@@ -22,7 +22,7 @@ _COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", TFS: "#9467bd", PLAIN: "#d627
 
 def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
     """The suite's figures, then those of each model; a figure that this run does not have is listed."""
-    made: list[Figure] = []
+    made = [Figure(name="slo_ms", value=found.slo_ms, unit="ms", note="the promise, at the 99th percentile")]
     missing = list(found.missing)
     if ratios := [r for m in found.models if (r := _ratio(m)) is not None]:
         note = (
@@ -60,6 +60,8 @@ def _of_overhead(o: Overhead) -> Iterable[Figure]:
         name="overhead_us_per_request", value=median(o.rounds), unit="us", lo=min(o.rounds),
         hi=max(o.rounds), runs=len(o.rounds), note=note,
     )  # fmt: skip
+    yield Figure(name="host_us_per_request", value=o.host_us, unit="us", note=f"CPU time, {o.model}")
+    yield Figure(name="dense_us_per_request", value=o.dense_us, unit="us", note=f"CPU time, {o.model}")
     note = (
         f"{o.copied:.0f} bytes that the copy budget counts (docs/monitoring.md), over {o.request_bytes} of "
         f"the request and {o.answer_bytes} of the answer, {o.model}"

@@ -47,7 +47,7 @@ def test_every_engine_gives_tensorflows_scores(engine: str, task: Task) -> None:
 
 
 def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, on the small model: JSON with the promised names, a plot, and no second compilation."""
+    """The command, on the small model: JSON with the promised names, and no second compilation."""
     monkeypatch.setattr(dense_models, "MODELS", (TINY,))
     monkeypatch.setattr(dense, "STATIC_SIZES", (200,))
     out = tmp_path / "dense.json"
@@ -81,7 +81,6 @@ def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.M
         for name, module in (("torch_compile", "torch"), ("tvm", "tvm"))
         if not find_spec(module)
     }
-    assert out.with_suffix(".png").stat().st_size > 10_000
 
 
 def test_a_module_for_one_shape_gives_the_same_scores(work: Path, task: Task) -> None:

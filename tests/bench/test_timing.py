@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import agree
-from bench.results import Figure, write_results
+from bench.results import Figure, ResultsError, write_results
 from bench.timing import CoresError, Estimate, Timing, interleaved, mean_ratio, overhead, pinned
 
 ROUNDS, PER_ROUND = 12, 3
@@ -111,7 +111,7 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
         agree.main([str(first), str(second)])
     assert stopped.value.code == 1
     assert "moved 1 ms (0.9 to 1.1) and moved 2 ms (1.9 to 2.1)\n1 of 2" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="not two runs of the same: suite dense and serve"):
+    with pytest.raises(ResultsError, match="not two runs of the same: suite dense and serve"):
         agree.main([str(first), str(other)])
-    with pytest.raises(SystemExit, match="is no results file"):
+    with pytest.raises(ResultsError, match="absent.json: No such file"):
         agree.main([str(first), str(tmp_path / "absent.json")])
