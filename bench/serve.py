@@ -65,6 +65,7 @@ OURS, TENSORFLOW, TFS = "jaxrank", "tensorflow", "tensorflow_serving"
 PLAIN, DEGRADED = "without degradation", "with degradation"
 _NO_DEADLINE = 60.0
 
+PARTS = ("throughput", "overhead", "overload")
 Status = Callable[[str], None]
 Model = Union["DenseModel", UserModel]
 
@@ -194,7 +195,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
     command = " ".join(["python -m bench serve", *(arguments.argv or ())])
     parts: list[tuple[str, Callable[[Status], None]]] = [
         (name, lambda status, name=name: _throughput(found, zoo[name], arguments, effort, client, status))
-        for name in arguments.models
+        for name in (arguments.models if "throughput" in arguments.parts else ())
     ]
     parts.append(
         ("overhead", lambda status: _overhead(found, zoo[arguments.overhead_model], arguments.work, effort,
@@ -204,6 +205,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
         ("overload", lambda status: _overload(found, zoo[arguments.overload_model], arguments, effort, client,
                                               status))
     )  # fmt: skip
+    parts = [(name, part) for name, part in parts if name in arguments.parts or name in arguments.models]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, LoadClient() as client:
         task = progress.add_task("", total=len(parts))
@@ -246,6 +248,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--overhead-model", default=OVERHEAD_MODEL, metavar="NAME", help="(%(default)s)")
     parser.add_argument("--overload-model", default=OVERLOAD_MODEL, metavar="NAME", help="(%(default)s)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+        help="throughput, overhead, overload (all)",
+    )  # fmt: skip
     parser.add_argument("--slo-ms", type=float, help="the promise, at p99 (that of the models: 100)")
     parser.add_argument(
         "--arrivals", choices=list(ARRIVALS), default="poisson",

@@ -280,7 +280,7 @@ def _answer(call: Callable[..., pb.PredictResponse], request: pb.PredictRequest)
     except grpc.RpcError as error:
         code, details = error.code(), error.details()  # type: ignore[attr-defined]
         if code == grpc.StatusCode.UNAVAILABLE:
-            raise NotCompared(f"a server went away: {details}") from error
+            raise NotCompared(f"a server is not available: {details}") from error
         return f"{code.name}: {(details or '').splitlines()[0][:200] if details else ''}"
     return {name: decode(name, tensor) for name, tensor in response.outputs.items()}
 

@@ -119,6 +119,8 @@ def read_traffic(path: Path, most: int | None = None) -> Traffic:
     """
     found: list[tuple[int, bool, pb.PredictRequest]] = []
     skipped = 0
+    if not path.is_file():
+        raise WorkloadError(f"{path} is not a file of recorded calls")
     try:
         if not looks_like_records(path):
             raise WorkloadError(f"{path} is not a TFRecord file of PredictionLog (jaxrank serve --record)")

@@ -13,6 +13,7 @@ from bench.shadow import Differences
 from jaxrank import bundle as files
 from jaxrank.tfrecord import framed
 from serving.grpc_server import Server, ServerOptions
+from serving.lifecycle.options import LifecycleOptions
 from serving.tables import TableWriter, open_table
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
@@ -23,7 +24,10 @@ from tests import models
 def _served(directory: Path, bundle: Path) -> Server:
     (directory / "ranker").mkdir(parents=True)
     (directory / "ranker" / "1").symlink_to(bundle)
-    return Server(ServerOptions(models=directory, host="127.0.0.1", port=0, poll_seconds=0))
+    unchecked = LifecycleOptions(self_check=False)  # it would refuse the other model
+    return Server(
+        ServerOptions(models=directory, host="127.0.0.1", port=0, poll_seconds=0, lifecycle=unchecked)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_another_model_is_beyond_them(
     ("arguments", "message"),
     [
         pytest.param(["--candidate", "127.0.0.1:1"], "no server answers at 127.0.0.1:1", id="unreachable"),
-        pytest.param(["--requests", "absent"], "absent: No such file", id="no file"),
+        pytest.param(["--requests", "absent"], "absent is not a file of recorded calls", id="no file"),
         pytest.param(["--model", "absent"], "answers none of 8 requests: 8 NOT_FOUND", id="no model"),
     ],
 )

@@ -1,6 +1,7 @@
 """Arrivals are what they say, and recorded traffic keeps its gaps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_a_day_has_a_night() -> None:
     assert hours[4] / hours[21] == pytest.approx(0.25 / 2.0, rel=0.15)
 
 
-def _log(name: str, **arrived: int) -> bytes:
+def _log(name: str, **arrived: Any) -> bytes:
     request = pb.PredictRequest(model_spec=pb.ModelSpec(name=name))
     request.model_spec.version.value = 7
     metadata = LogMetadata(**arrived)
@@ -74,7 +75,7 @@ def test_calls_of_one_second_are_spread_over_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(None, "No such file", id="absent"),
+        pytest.param(None, "is not a file of recorded calls", id="absent"),
         pytest.param(b"", "is not a TFRecord file", id="empty"),
         pytest.param(b"no records at all, but text", "is not a TFRecord file", id="text"),
         pytest.param(framed(b""), "has no Predict calls, only 1 other records", id="nothing"),
@@ -96,15 +97,16 @@ def test_traffic_without_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.name)
 def test_profiles_are_what_they_say(profile) -> None:  # noqa: ANN001
-    """The model's matrix products are counted on its variables: its experts, gates and towers."""
+    """The model's matrix products are those of its experts, gates, towers and heads."""
     model = profile.model()
     request = model.request(profile.candidates, seed=1)
     assert request["user_history"].shape == (1, profile.history)
     assert request["item_fields"].shape == (profile.candidates, profile.candidate_fields)
     module = model.build()
     module(request)
-    kernels = [v for v in module.variables if v.shape.rank == 2 and "embedding" not in v.name]
-    products = sum(2 * int(np.prod(v.shape)) for v in kernels)
+    stacked = [layer for stack in (*module.experts, *module.towers) for layer in stack.layers]
+    layers = [*stacked, *module.gates, *module.heads]
+    products = sum(2 * int(np.prod(layer.kernel.shape)) for layer in layers)
     assert products / 1e6 == pytest.approx(profile.mflop, rel=0.1)
     # The commonest of the ids comes far more often than one of 2,000 would by chance.
     counts = np.bincount(request["item_fields"].ravel())
