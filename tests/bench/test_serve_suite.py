@@ -19,6 +19,7 @@ from bench.dense_build import build
 from bench.results import Figure, write_results
 from bench.serve_load import Load, LoadClient, Requests, Sample, run
 from bench.serve_processes import Running, jaxrank_server
+from bench.serve_report import figures
 from bench.serve_search import Search
 from bench.user_models import open_model
 from bench.workloads import poisson
@@ -180,3 +181,16 @@ def test_the_search_finds_the_largest_rate_that_keeps_the_promise() -> None:
         )
     assert search.low <= 70 <= search.high and search.high - search.low < 0.2
     assert search.throughput == int(search.low)
+
+
+def test_a_promise_that_no_rate_keeps_says_what_the_least_rate_took() -> None:
+    search = Search(high=64.0, slo_ms=100.0)
+    for _ in range(3):
+        rate = search.next_rate()
+        sample = Sample(seconds=1.0, latencies_ms=[450.0] * 8, sent=8, statuses={"OK": 8}, behind_ms=0.0)
+        search.record(sample)
+    measured = serve.Measured("m", "iree", searches={serve.OURS: search})
+    found = {f.name: f for f in figures(serve.Found(100.0, Path("absent"), [measured]))[0]}
+    figure = found["m/throughput/jaxrank"]
+    assert rate == 8.0 and figure.value == 0.0
+    assert figure.note.startswith("no rate kept the promise; at 8.0/s the median was 450 ms")
