@@ -47,7 +47,7 @@ class Profile:
         inputs = (self.request_fields + self.candidate_fields) * _RANK + 2 * _ITEM + 2 * _STATS
         rest = 2 * _TASKS * (inputs * _EXPERTS + _INNER * _TOWER + _TOWER)
         each = 2 * _EXPERTS * (inputs + _INNER)
-        return max(32, 32 * round((self.mflop * 1e6 - rest) / each / 32))
+        return max(16, 16 * round((self.mflop * 1e6 - rest) / each / 16))
 
     def model(self) -> "ProfiledModel":
         """The model that requests are for."""
