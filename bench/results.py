@@ -159,11 +159,15 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The state of the sources: the tag or commit, and whether files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
+    """The state of the sources: the tag or commit, and whether files differ from it but for results and
+    pages, which benches write."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
+
+    described = git("describe", "--always", "--abbrev=12")
+    changed = git("status", "--porcelain", "--untracked-files=no", ":!bench/results", ":!docs")
+    return f"{described}{'-dirty' if changed else ''}" or "unknown"
 
 
 def _cpu() -> str:

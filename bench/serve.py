@@ -132,6 +132,7 @@ class Overload:
     """What is answered in time at multiples of saturation."""
 
     model: str
+    engine: str
     saturation: float
     points: dict[str, list[Point]] = field(default_factory=dict)
     """By kind of server."""
@@ -476,7 +477,9 @@ def _overload(
             send(addresses[PLAIN], seconds=effort.closed_seconds, deadline=_NO_DEADLINE, clients=clients)
             for _ in range(2)
         ]
-        found.overload = Overload(model.name, rates[-1].goodput(math.inf))
+        found.overload = Overload(
+            model.name, choose_target(built.bundle, built.manifest, "cpu").engine, rates[-1].goodput(math.inf)
+        )
         if not found.overload.saturation:
             raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
         for multiple in effort.multiples:

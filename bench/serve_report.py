@@ -80,7 +80,7 @@ def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
             goodput = point.sample.goodput(slo_ms)
             if math.isclose(multiple, 2.0):
                 note = f"{overload.model}: answers within {slo_ms:g} ms at twice saturation, {kind}, over "
-                note += f"the peak without, {peak:.0f} requests/s"
+                note += f"the peak without, {peak:.0f} requests/s; the engine {overload.engine}"
                 yield Figure(name=name, value=goodput / peak, unit="ratio", note=note)
             yield Figure(
                 name=f"{overload.model}/goodput/{short}/{multiple:g}", value=goodput, unit="1/s",

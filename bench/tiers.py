@@ -82,7 +82,7 @@ def _measure(work: Path, cluster: Cluster, options: argparse.Namespace) -> list[
     stores = {"rocksdb": {"kind": "rocksdb", "path": str(work / "rocks")}}
     redis = {"kind": "redis", "nodes": cluster.nodes, "probe_ms": 50}
     config.write_text(json.dumps({"stores": {**stores, "redis": redis}}))
-    table = open_table(bundle / "tables/t.table", prefault=True)
+    table = open_table(bundle / "tables/t.table", memory="prefault")
     record = record_of("t", read_manifest(bundle).files["tables/t.table"], table)
     requests = Requests(options.rows, max(8, options.rounds))
     figures = [

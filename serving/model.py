@@ -18,6 +18,7 @@ from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
 from serving.scheduling import ANY_TIME, KeyLoad, Urgency
 from serving.state import Prepared, RequestStates, StateCache, StateCounts
+from serving.tables import TableMemory
 from serving.tiers.budget import LookupBudget
 from serving.tiers.hot_rows import CacheCounts
 from serving.tiers.placement import Tiers
@@ -66,6 +67,7 @@ class Model:
         tiers: Tiers | None = None,
         name: str = "",
         states: StateCache | None = None,
+        memory: TableMemory = "mapped",
         admit: Callable[["Model"], object] | None = None,
     ) -> "Model":
         """Checks every file of the bundle, opens its tables and loads the program compiled for `target`.
@@ -83,6 +85,7 @@ class Model:
                 not have their files.
             states: where request sides are kept for the next slice of the same request (docs/state.md);
                 nothing is kept by default.
+            memory: how the rows of its tables come into memory.
             admit: is called with the model before deltas change its tables; what it raises closes the model.
 
         Raises `BundleError` naming the file that is missing or damaged, what the bundle is compiled for, or
@@ -92,7 +95,7 @@ class Model:
         manifest = in_background(files.verify, bundle, elsewhere=elsewhere)
         tiered = {} if tiers is None else tiers.open_tables(name, manifest)
         try:
-            host = HostProgramRunner(bundle, manifest, tiered, in_parts=states is not None)
+            host = HostProgramRunner(bundle, manifest, tiered, in_parts=states is not None, memory=memory)
             updates = LiveUpdates(deltas_of(bundle), host, name or str(bundle))
             running = chosen = None
             if _dense_outputs(manifest, host.program):

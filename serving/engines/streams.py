@@ -163,7 +163,7 @@ def _copied(view: rt.HalBufferView, for_calls: bool) -> np.ndarray:
 
 
 @functools.cache
-def _dtype_of(element_type: int) -> np.dtype:
+def _dtype_of(element_type: rt.HalElementType) -> np.dtype:
     """Of the elements of a buffer."""
     return np.dtype(rt.HalElementType.map_to_dtype(element_type))
 

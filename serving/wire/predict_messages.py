@@ -66,7 +66,7 @@ def _tensor(value: np.ndarray, tensor_content: bool) -> Sequence[bytes | memoryv
         return (encode(value).SerializeToString(),)
     number, values = field
     head = _head(number_of(value), value.shape)
-    content = memoryview(np.ascontiguousarray(values)).cast("B") if value.size else b""
+    content = np.ascontiguousarray(values).data.cast("B") if value.size else b""
     return (head, bytes([number << 3 | 2]), _varint(len(content)), content) if value.size else (head,)
 
 
