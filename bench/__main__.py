@@ -18,6 +18,11 @@ SUITES = {
     "soak": "a server under 1.5 times its load while versions are swapped, every answer checked",
     "host": "the host half natively, on NumPy and in TensorFlow, and what it costs the allocator",
 }
+TOOLS = {
+    "shadow": "a server's answers beside those of the one whose place it is to take, with an exit code",
+    "agree": "whether two runs of one commit agree within their intervals",
+}
+"""What is no suite: it compares what is given."""
 _MODULES = {"host": "host_program"}
 """Of suites that are not their module's name."""
 
@@ -25,8 +30,8 @@ _MODULES = {"host": "host_program"}
 def main() -> None:
     """Hands the rest of the command line to the suite."""
     name, *rest = sys.argv[1:] or ["--help"]
-    if name not in SUITES:
-        listed = "\n".join(f"  {suite:10} {what}" for suite, what in SUITES.items())
+    if name not in SUITES | TOOLS:
+        listed = "\n".join(f"  {suite:10} {what}" for suite, what in (SUITES | TOOLS).items())
         usage = f"usage: python -m bench SUITE [OPTIONS]\n\nsuites:\n{listed}\n\nEach has its own --help."
         if name in ("-h", "--help"):
             print(usage)

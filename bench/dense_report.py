@@ -1,14 +1,23 @@
 """What the suite `dense` says: figures, and a table."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
 from bench.dense import LARGE, OUR_NAME, STATIC_SIZES, TF_NAME, TOLERANCE, Measured
 from bench.results import Figure, NotMeasured
+from bench.timing import Estimate, Timing, mean_ratio, overhead
 
-_ENGINES = ("jaxrank", "tensorflow", "tensorflow_xla", "onnxruntime", "openvino", "jax")
+_ENGINES = (
+    "jaxrank",
+    "tensorflow",
+    "tensorflow_xla",
+    "onnxruntime",
+    "openvino",
+    "jax",
+    "torch_compile",
+    "tvm",
+)
 
 
 def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasured]]:
@@ -18,30 +27,30 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
     missing = [m for model in measured for m in model.missing]
     with_side = [m for m in measured if m.request_side]
     without = [m for m in measured if not m.request_side]
-    ratios = {
+    ratios: dict[str, tuple[Estimate | None, str]] = {
         "speedup_vs_tf_request_side": (
-            _mean(s for _, _, s in _against_tf(with_side, LARGE)),
+            _mean(_against_tf(with_side, LARGE)),
             f"geometric mean over models with a request side and sizes from {LARGE}",
         ),
         "speedup_vs_best_peer_request_side": (
-            _mean(s for _, _, s in _against_peers(with_side, LARGE)),
+            _mean(_against_peers(with_side, LARGE)),
             f"against the fastest other engine for each model and size; geometric mean, sizes from {LARGE}",
         ),
         "speedup_vs_tf_min": (
-            min((s for _, _, s in _against_tf(measured, 1)), default=None),
+            _extreme(_against_tf(measured, 1), min),
             "the smallest over all models and sizes",
         ),
         "speedup_vs_best_peer_no_request_side": (
-            _mean(s for _, _, s in _against_peers(without, LARGE)),
+            _mean(_against_peers(without, LARGE)),
             f"models with candidate features only; geometric mean, sizes from {LARGE}",
         ),
         "dynamic_over_static": (
-            _mean(r for m in measured for r in m.dynamic_over_static.values()),
+            _mean([pair for m in measured for pair in m.dynamic_and_static.values()]),
             "a request on one stream, our module in the engine's slices over one compiled for exactly that "
             f"shape; geometric mean over models at {' and '.join(map(str, STATIC_SIZES))} candidates",
         ),
         "ms_per_candidate_5000_over_200": (
-            max((r for m in measured if (r := _growth(m)) is not None), default=None),
+            _extreme([pair for m in measured if (pair := _growth(m)) is not None], max),
             "our time for each candidate at 5,000 over that at 200; the worst model",
         ),
     }
@@ -49,7 +58,21 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
         if value is None:
             missing.append(NotMeasured(name=name, why="no model and size of this run says anything about it"))
         else:
-            found.append(Figure(name=name, value=value, unit="ratio", note=note))
+            found.append(
+                Figure(name=name, value=value.value, unit="ratio", lo=value.lo, hi=value.hi, note=note)
+            )
+    if shortest := min(
+        (t.median for m in measured for times in m.times.values() for t in times.values()), default=None
+    ):
+        added = overhead().scaled(1 / shortest)
+        note = f"what timing adds to a run, of the shortest median, {shortest:.3g} ms; the bound is 0.02"
+        found.append(
+            Figure(
+                name="harness_overhead", value=added.median, unit="ratio", lo=added.lo, hi=added.hi, note=note
+            )
+        )
+    else:
+        missing.append(NotMeasured(name="harness_overhead", why="nothing was timed"))
     checked = [m for m in measured if any(OUR_NAME in times for times in m.times.values())]
     if checked:
         note = (
@@ -79,8 +102,15 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         yield Figure(name=f"{m.name}/source_mflop_per_candidate", value=source, unit="MFLOP")
         yield Figure(name=f"{m.name}/request_mflop", value=request, unit="MFLOP")
         yield Figure(name=f"{m.name}/mflop_per_candidate", value=candidate, unit="MFLOP")
-    for rows, ratio in m.dynamic_over_static.items():
-        yield Figure(name=f"{m.name}/dynamic_over_static/{rows}", value=ratio, unit="ratio")
+    for rows, pair in m.dynamic_and_static.items():
+        ratio = mean_ratio([pair])
+        yield Figure(
+            name=f"{m.name}/dynamic_over_static/{rows}",
+            value=ratio.value,
+            unit="ratio",
+            lo=ratio.lo,
+            hi=ratio.hi,
+        )
     for rows, times in m.times.items():
         for engine, t in times.items():
             yield Figure(
@@ -88,35 +118,40 @@ def _of_model(m: Measured) -> Iterable[Figure]:
             )
 
 
-def _against_tf(measured: Sequence[Measured], smallest: int) -> list[tuple[str, int, float]]:
+Pair = tuple[Timing, Timing]
+
+
+def _against_tf(measured: Sequence[Measured], smallest: int) -> list[Pair]:
     return [
-        (m.name, rows, ratio)
+        (times[TF_NAME], times[OUR_NAME])
         for m in measured
-        for rows in m.times
-        if rows >= smallest and (ratio := m.speedup(rows, TF_NAME)) is not None
+        for rows, times in m.times.items()
+        if rows >= smallest and TF_NAME in times and OUR_NAME in times
     ]
 
 
-def _against_peers(measured: Sequence[Measured], smallest: int) -> list[tuple[str, int, float]]:
+def _against_peers(measured: Sequence[Measured], smallest: int) -> list[Pair]:
     return [
-        (m.name, rows, ratio)
+        (times[peer], times[OUR_NAME])
         for m in measured
-        for rows in m.times
-        if rows >= smallest
-        and (peer := m.best_peer(rows)) is not None
-        and (ratio := m.speedup(rows, peer)) is not None
+        for rows, times in m.times.items()
+        if rows >= smallest and OUR_NAME in times and (peer := m.best_peer(rows)) is not None
     ]
 
 
-def _growth(m: Measured) -> float | None:
-    times = {rows: m.times.get(rows, {}).get(OUR_NAME) for rows in (200, 5000)}
-    few, many = times[200], times[5000]
-    return None if few is None or many is None else (many.median / 5000) / (few.median / 200)
+def _growth(m: Measured) -> Pair | None:
+    """Our time for each candidate at 5,000, and at 200."""
+    few, many = (m.times.get(rows, {}).get(OUR_NAME) for rows in (200, 5000))
+    return None if few is None or many is None else (many.scaled(1 / 5000), few.scaled(1 / 200))
 
 
-def _mean(ratios: Iterable[float]) -> float | None:
-    logs = [math.log(r) for r in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+def _mean(pairs: Sequence[Pair]) -> Estimate | None:
+    return mean_ratio(pairs) if pairs else None
+
+
+def _extreme(pairs: Sequence[Pair], choose: Callable[..., Estimate]) -> Estimate | None:
+    found = [mean_ratio([pair]) for pair in pairs]
+    return choose(found, key=lambda e: e.value) if found else None
 
 
 def _engines(measured: Sequence[Measured]) -> list[str]:

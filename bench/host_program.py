@@ -1,5 +1,7 @@
 """`python -m bench host`: the host half of a 100-feature request natively, on NumPy and in TensorFlow, and
-what a request costs the allocator (`bench/host_workload.py` says what the request is)."""
+what a request costs the allocator (`bench/host_workload.py` says what the request is).
+
+Tables are in huge pages (`jaxrank serve --table-memory huge`); "mapped" is the same with mapped files."""
 
 import argparse
 import itertools
@@ -81,16 +83,18 @@ def main(arguments: list[str]) -> None:
 
 def _times(bundle: Path, sizes: Sizes) -> list[Figure]:
     candidates, manifest = sizes.candidates, host_workload.manifest(sizes.largest)
-    native = HostProgramRunner(bundle, manifest)
+    native = HostProgramRunner(bundle, manifest, memory="huge")
+    mapped = HostProgramRunner(bundle, manifest)
     assert not native.not_native, native.not_native
     numpy = HostProgramRunner(bundle, manifest, native=False)
     tensorflow = host_workload.tensorflow_graph(bundle, sizes.largest)
     requests = [host_workload.request(candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
     _check(native, numpy, tensorflow, requests[0])
-    turn = {name: itertools.cycle(requests) for name in ("native", "numpy", "tensorflow")}
+    turn = {name: itertools.cycle(requests) for name in ("native", "mapped", "numpy", "tensorflow")}
     found = interleaved(
         {
             "native": lambda: native.run(next(turn["native"])),
+            "mapped": lambda: mapped.run(next(turn["mapped"])),
             "numpy": lambda: numpy.run(next(turn["numpy"])),
             "tensorflow": lambda: tensorflow(next(turn["tensorflow"])),
         },
@@ -135,7 +139,7 @@ class Cost(msgspec.Struct):
 
 def _answer(bundle: Path, sizes: Sizes) -> None:
     """The process under test: runs requests, and says what it counted before and after the last of them."""
-    native = HostProgramRunner(bundle, host_workload.manifest(sizes.largest))
+    native = HostProgramRunner(bundle, host_workload.manifest(sizes.largest), memory="huge")
     drawn = [host_workload.request(sizes.candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
     requests = itertools.cycle(drawn)
     for request in itertools.islice(requests, sizes.warm):

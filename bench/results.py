@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from jaxrank.errors import JaxrankError
+from serving.cores import affinity
 
 _PACKAGES = (
     "jaxrank",
@@ -30,7 +31,11 @@ _PACKAGES = (
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured value; `lo` and `hi` bound the middle 90% of `runs` where there was more than one."""
+    """One measured value.
+
+    `lo` and `hi` hold it with 95% confidence where it comes of timings (bench/timing.py); of other figures
+    they are what the note says, or the least and the largest of `runs`.
+    """
 
     name: str
     value: float
@@ -140,6 +145,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "used_cores": affinity(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
@@ -153,11 +159,15 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The state of the sources: the tag or commit, and whether files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
+    """The state of the sources: the tag or commit, and whether files differ from it but for results and
+    pages, which benches write."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
+
+    described = git("describe", "--always", "--abbrev=12")
+    changed = git("status", "--porcelain", "--untracked-files=no", ":!bench/results", ":!docs")
+    return f"{described}{'-dirty' if changed else ''}" or "unknown"
 
 
 def _cpu() -> str:

@@ -14,8 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
 
-from serving.wire import predict_pb2 as pb
-from serving.wire.codec import decode, encode
+from serving.wire.codec import decode
+from serving.wire.predict_messages import read_request, write_response
 from serving.wire.reflection import PREDICTION_SERVICE
 
 _MAX_MESSAGE = 64 << 20
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("saved_model", type=Path)
     parser.add_argument("--intra", type=int, required=True, help="threads of one op")
     parser.add_argument("--inter", type=int, required=True, help="ops that run at once")
+    parser.add_argument("--signature", default="serving_default")
     parser.add_argument("--workers", type=int, required=True, help="requests that run at once")
     options = parser.parse_args()
     import tensorflow as tf
@@ -33,17 +34,15 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.intra)
     tf.config.threading.set_inter_op_parallelism_threads(options.inter)
     loaded = tf.saved_model.load(str(options.saved_model))
-    signature = loaded.signatures["serving_default"]
+    signature = loaded.signatures[options.signature]
 
     def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
             context.abort(grpc.StatusCode.CANCELLED, "the client no longer waits")
-        request = pb.PredictRequest.FromString(data)
+        request = read_request(data)
         features = {name: tf.constant(decode(name, tensor)) for name, tensor in request.inputs.items()}
-        response = pb.PredictResponse(model_spec=request.model_spec)
-        for name, value in signature(**features).items():
-            response.outputs[name].CopyFrom(encode(value.numpy()))
-        return response.SerializeToString()
+        outputs = {name: value.numpy() for name, value in signature(**features).items()}
+        return write_response(request.spec.SerializeToString(), outputs, tensor_content=False)
 
     server = grpc.server(
         ThreadPoolExecutor(options.workers),

@@ -1,12 +1,14 @@
 """What a request costs the server beside its two programs: `python -m bench.serve_overhead MODELS_DIR`.
 
-jaxrank's server in this process, with the clock of each thread read around the native host program and around
-every invocation of a compiled function. Each line on its input is answered with the CPU time so far
-(`Spent`): what the process took beyond these two is gRPC, decoding, checks, moving data to and from the
-device's buffers, scheduling and Python. Threads that help a host program count as overhead, too.
+jaxrank's server in this process with its default engine and the allocator of `jaxrank serve`, the clock of
+each thread read around the native host program and around every invocation of a compiled function. Each line
+on its input is answered with the CPU time so far (`Spent`): what the process took beyond these two is gRPC,
+decoding, checks, moving data to and from the device's buffers, scheduling and Python. Threads that help a
+host program count as overhead, too.
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from typing import Any
 import iree.runtime as rt
 import msgspec
 
+from serving.allocator import decide, running_allocator, start_again
 from serving.grpc_server import Server, ServerOptions
 from serving.native import _core
 
@@ -68,10 +71,14 @@ class _Clock:
 
 
 def main() -> None:
+    decision = decide("auto", os.environ, running_allocator())
+    if decision.environment is not None:
+        raise SystemExit(start_again(decision.environment))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # Neither calls the other: nothing is counted twice.
     host, dense = _Clock(_core.HostProgram, "run"), _Clock(rt.VmContext, "invoke")
-    server = Server(ServerOptions(models=Path(sys.argv[1]), host="127.0.0.1", port=0, poll_seconds=0))
+    options = ServerOptions(models=Path(sys.argv[1]), host="127.0.0.1", port=0, poll_seconds=0, engine="iree")
+    server = Server(options)
     print(f"serving on {server.address}:", flush=True)
     for _ in sys.stdin:
         counts = server._monitor.counts.of_versions().values()

@@ -73,7 +73,7 @@ def made(directory: Path, rows: int, dim: int) -> Iterator[Table]:
     with TableWriter(path, dim) as writer:
         for start in range(0, rows, len(some)):
             writer.append(some[: min(len(some), rows - start)])
-    table = open_table(path, huge_pages=True, trusted=True)
+    table = open_table(path, memory="huge", trusted=True)
     path.unlink()
     yield table
 

@@ -82,7 +82,7 @@ def _measure(work: Path, cluster: Cluster, options: argparse.Namespace) -> list[
     stores = {"rocksdb": {"kind": "rocksdb", "path": str(work / "rocks")}}
     redis = {"kind": "redis", "nodes": cluster.nodes, "probe_ms": 50}
     config.write_text(json.dumps({"stores": {**stores, "redis": redis}}))
-    table = open_table(bundle / "tables/t.table", prefault=True)
+    table = open_table(bundle / "tables/t.table", memory="prefault")
     record = record_of("t", read_manifest(bundle).files["tables/t.table"], table)
     requests = Requests(options.rows, max(8, options.rounds))
     figures = [
@@ -190,11 +190,7 @@ def _ways_to_ask(store: Any, record: TableRecord, requests: Requests, rounds: in
     }
     found = interleaved(calls, rounds=rounds, warm=0)
     tier.close()
-    scale = len(texts) / len(few)
-    per_key = found["mget_per_key"]
-    found["mget_per_key"] = Timing(
-        per_key.median * scale, per_key.lo * scale, per_key.hi * scale, per_key.runs
-    )
+    per_key = found["mget_per_key"] = found["mget_per_key"].scaled(len(texts) / len(few))
     note = f"{len(texts):,} distinct rows of a cluster"
     figures = [_figure(f"ms_{name}", timing, note) for name, timing in found.items()]
     for name in ("redis_py_mget_by_slot", "redis_py_pipeline_of_get", "mget_per_key"):

@@ -58,7 +58,7 @@ def lookup_costs(directory: Path, sizes: Sizes, console: Console) -> list[Figure
     for kind in ("dense", "keyed"):
         keyed = kind == "keyed"
         old = write_table(directory / "old.table", sizes.rows, keyed)
-        base = open_table(directory / "old.table", huge_pages=True, trusted=True)
+        base = open_table(directory / "old.table", memory="huge", trusted=True)
         tables = {"none": base}
         for share in SHARES:
             path = directory / f"{share}.delta"

@@ -225,12 +225,19 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     "request_batch" too. Only for models with state whose candidates are independent."""
     instruction_sets: tuple[str, ...] = ()
     """Those of the CPU that it was compiled for and may use; empty for other devices."""
+    slice_rows: int = 0
+    """Candidates of a call of ONNX Runtime on a CPU, where `jaxrank compile --engine auto` timed several; 0:
+    by `Manifest.slice_rows`."""
     costs: tuple[Cost, ...] = ()
     """Measured by `jaxrank compile --tune`; the engine's plans are made of it."""
     notes: tuple[str, ...] = ()
     """What was decided while compiling, and why."""
     certificate: Certificate | None
     """None where the module was compiled for a device that this machine does not have."""
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.driver == "cpu" or self.driver.startswith("local")
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
 from serving.scheduling import ANY_TIME, KeyLoad, Urgency
 from serving.state import Prepared, RequestStates, StateCache, StateCounts
+from serving.tables import TableMemory
 from serving.tiers.budget import LookupBudget
 from serving.tiers.hot_rows import CacheCounts
 from serving.tiers.placement import Tiers
@@ -48,6 +49,8 @@ class Model:
         self.target = target
         self._host = host
         self._engine = engine
+        # Asking a protocol what is one takes as long as decoding a request.
+        self._scheduled = engine if isinstance(engine, ScheduledEngine) else None
         self._dense = _dense_outputs(manifest, host.program)
         self._states = RequestStates(states, host, engine, manifest.signature) if states is not None else None
 
@@ -64,6 +67,7 @@ class Model:
         tiers: Tiers | None = None,
         name: str = "",
         states: StateCache | None = None,
+        memory: TableMemory = "mapped",
         admit: Callable[["Model"], object] | None = None,
     ) -> "Model":
         """Checks every file of the bundle, opens its tables and loads the program compiled for `target`.
@@ -81,6 +85,7 @@ class Model:
                 not have their files.
             states: where request sides are kept for the next slice of the same request (docs/state.md);
                 nothing is kept by default.
+            memory: how the rows of its tables come into memory.
             admit: is called with the model before deltas change its tables; what it raises closes the model.
 
         Raises `BundleError` naming the file that is missing or damaged, what the bundle is compiled for, or
@@ -90,7 +95,7 @@ class Model:
         manifest = in_background(files.verify, bundle, elsewhere=elsewhere)
         tiered = {} if tiers is None else tiers.open_tables(name, manifest)
         try:
-            host = HostProgramRunner(bundle, manifest, tiered, in_parts=states is not None)
+            host = HostProgramRunner(bundle, manifest, tiered, in_parts=states is not None, memory=memory)
             updates = LiveUpdates(deltas_of(bundle), host, name or str(bundle))
             running = chosen = None
             if _dense_outputs(manifest, host.program):
@@ -228,7 +233,7 @@ class Model:
         if len(blocks.candidate):
             begun = time.monotonic()
             found = engine.run(blocks, urgency)
-            if not isinstance(engine, ScheduledEngine):  # one that is knows when its calls ran
+            if self._scheduled is None:  # one that is knows when its calls ran
                 urgency.timeline.compute = (begun, time.monotonic())
             return found
         if all(None not in spec.shape[1:] for spec in self._dense):
@@ -256,15 +261,15 @@ class Model:
     def refuse_late(self, urgency: Urgency) -> None:
         """Raises what `predict` would for an average request that does not end in time, before it has cost
         anything."""
-        if isinstance(self._engine, ScheduledEngine):
-            self._engine.refuse_late(urgency)
+        if self._scheduled is not None:
+            self._scheduled.refuse_late(urgency)
         else:
             urgency.check()
 
     def stream_load(self) -> KeyLoad | None:
         """What the device's streams did for it; None where its engine has threads of its own, or it has
         none."""
-        return self._engine.stream_load() if isinstance(self._engine, ScheduledEngine) else None
+        return self._scheduled.stream_load() if self._scheduled is not None else None
 
     def close(self) -> None:
         """Releases the engine's streams and what is open in stores."""

@@ -18,12 +18,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import msgspec
 
 from jaxrank.errors import JaxrankError
+from serving.numa import memory_of
 
 log = logging.getLogger("jaxrank")
 
@@ -91,11 +93,20 @@ class Member:
         threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a worker runs on: its cores, and the NUMA node that its memory comes from, if it matters."""
+
+    cores: Sequence[int]
+    node: int | None = None
+
+
 @dataclass
 class _Worker:
     """One place, and the process that fills it now. Times of the monotonic clock, in seconds."""
 
     place: Place
+    share: Share
     process: subprocess.Popen[bytes] | None = None
     link: socket.socket | None = None
     loaded: bool = False
@@ -109,29 +120,31 @@ class Supervisor:
 
     def __init__(
         self,
-        workers: int,
+        shares: Sequence[Share],
         *,
         host: str,
         port: int,
         rest_port: int | None,
-        cores: Sequence[int],
         grace_seconds: float,
         command: Sequence[str] | None = None,
     ):
         """Holds the ports. Raises `WorkersError` for one that is taken.
 
         Args:
+            shares: one for each worker.
             port, rest_port: 0 is any free port; None: no HTTP.
-            cores: divided over the workers.
             grace_seconds: that a worker's requests get at the end.
             command: what to start; this process's own command by default.
         """
         self._command = list(command or (sys.executable, *sys.orig_argv[1:]))
-        self._grace_seconds, self._cores, self._host = grace_seconds, cores, host
+        self._grace_seconds, self._host = grace_seconds, host
         self._held = [_hold(host, p) for p in (port, rest_port) if p is not None]
         self.port, *rest = (held.getsockname()[1] for held in self._held)
         self.rest_port: int | None = rest[0] if rest else None
-        self._workers = [_Worker(Place(i, workers, self.port, self.rest_port, -1)) for i in range(workers)]
+        self._workers = [
+            _Worker(Place(i, len(shares), self.port, self.rest_port, -1), share)
+            for i, share in enumerate(shares)
+        ]
         self._selector = selectors.DefaultSelector()
         self._started = False
         self._ends_at: float | None = None
@@ -168,7 +181,7 @@ class Supervisor:
         place = msgspec.structs.replace(worker.place, link=theirs.fileno())
         environment = {**os.environ, ENVIRONMENT: msgspec.json.encode(place).decode()}
         try:
-            with theirs, _on_cores(share_of(self._cores, place.index, place.count)):
+            with theirs, _placed(worker.share):
                 # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes it on.
                 worker.process = subprocess.Popen(
                     self._command, env=environment, pass_fds=[place.link], start_new_session=True
@@ -264,27 +277,43 @@ class Supervisor:
                 worker.process.terminate()
 
 
-def share_of(cores: Sequence[int], index: int, count: int) -> list[int]:
-    """A worker's cores: neighbours, and each core once where there are enough."""
+def shares_of(
+    cores: Sequence[int], workers: int, nodes: Mapping[int, Sequence[int]] | None = None
+) -> list[Share]:
+    """Each worker's share: neighbouring cores, and each core once where there are enough.
+
+    `nodes` are the cores by NUMA node, of which each gets as many workers. Raises `WorkersError` where that
+    does not come out even.
+    """
+    if not nodes:
+        return [Share(_part(cores, i, workers)) for i in range(workers)]
+    if workers % len(nodes):
+        raise WorkersError(
+            f"--numa: {workers} workers cannot be divided over {len(nodes)} NUMA nodes; give --workers "
+            f"{len(nodes)}, or a multiple of it"
+        )
+    each = workers // len(nodes)
+    return [Share(_part(own, i, each), node) for node, own in nodes.items() for i in range(each)]
+
+
+def _part(cores: Sequence[int], index: int, count: int) -> list[int]:
     if len(cores) < count:
         return [cores[index % len(cores)]] if cores else []
     return list(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
 
 
-class _on_cores:
-    """Processes that are started inside run on these cores only."""
-
-    def __init__(self, cores: Sequence[int]):
-        self._cores = cores
-
-    def __enter__(self) -> None:
-        if self._cores:
-            self._before = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, self._cores)
-
-    def __exit__(self, *_: object) -> None:
-        if self._cores:
-            os.sched_setaffinity(0, self._before)
+@contextmanager
+def _placed(share: Share) -> Iterator[None]:
+    """Processes that are started inside run there."""
+    before = os.sched_getaffinity(0) if share.cores else set[int]()
+    if share.cores:
+        os.sched_setaffinity(0, share.cores)
+    try:
+        with memory_of(share.node) if share.node is not None else nullcontext():
+            yield
+    finally:
+        if share.cores:
+            os.sched_setaffinity(0, before)
 
 
 def _tell(worker: _Worker) -> None:

@@ -12,7 +12,9 @@ from serving.composites import Composites, check_contents, check_sizes, composit
 from serving.errors import InvalidRequestError
 from serving.repeated_rows import one_row, one_row_of_parts
 from serving.wire import tensor_pb2
-from serving.wire.codec import declared_shape, decode, dtype_name
+from serving.wire.codec import Content, declared_shape, decode, dtype_name, dtype_number
+
+Tensors = Mapping[str, tensor_pb2.TensorProto | Content]
 
 
 def validate(
@@ -35,14 +37,15 @@ def validate(
     return _checked(inputs, signature, rows, max_candidates)
 
 
-def decode_inputs(
-    tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_candidates: int
-) -> dict[str, np.ndarray]:
+def decode_inputs(tensors: Tensors, signature: Signature, max_candidates: int) -> dict[str, np.ndarray]:
     """Decodes and validates a request's tensors.
 
     What the tensors say of themselves is checked first: nothing that the signature does not allow is decoded,
     and the refusal is the same as `validate`'s.
     """
+    found = _plain_inputs(tensors, signature, max_candidates)
+    if found is not None:
+        return found
     _check_names(tensors, signature)
     forms = {name: (dtype_name(t.dtype), declared_shape(name, t)) for name, t in tensors.items()}
     rows = _check_forms(forms, signature, max_candidates)
@@ -50,9 +53,34 @@ def decode_inputs(
     return _checked(inputs, signature, rows, max_candidates)
 
 
-def decode_request(
-    tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature
-) -> dict[str, np.ndarray]:
+def _plain_inputs(
+    tensors: Tensors, signature: Signature, max_candidates: int
+) -> dict[str, np.ndarray] | None:
+    """The inputs of a request as most are: every one a number in `tensor_content` that fits the signature as
+    it is, the request's features on one row. None for all others, which the other checks know to name."""
+    if len(tensors) != len(signature.inputs):
+        return None
+    found: dict[str, np.ndarray] = {}
+    candidates = 0
+    for spec in signature.inputs:
+        tensor = tensors.get(spec.name)
+        if type(tensor) is not Content or spec.part != "rows" or not spec.shape or spec.dtype == "bool":
+            return None
+        shape = tensor.shape
+        if tensor.dtype != dtype_number(spec.dtype) or shape[1:] != spec.shape[1:] or not shape:
+            return None
+        rows = shape[0]
+        if spec.scope == "candidate":
+            if not 0 < rows <= max_candidates or rows != (candidates or rows):
+                return None
+            candidates = rows
+        elif rows != 1:
+            return None
+        found[spec.name] = decode(spec.name, tensor)
+    return found if candidates else None
+
+
+def decode_request(tensors: Tensors, signature: Signature) -> dict[str, np.ndarray]:
     """Decodes and checks the features of a request that has no candidates yet, one row of each. Raises as
     `validate` does, and for a feature of the candidates."""
     own = _of_scope(tensors, signature, "request")
@@ -67,9 +95,7 @@ def decode_request(
     return {spec.name: inputs[spec.name] for spec in own.inputs}
 
 
-def decode_candidates(
-    tensors: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_candidates: int
-) -> dict[str, np.ndarray]:
+def decode_candidates(tensors: Tensors, signature: Signature, max_candidates: int) -> dict[str, np.ndarray]:
     """Decodes and checks the candidates of a request whose own features are known. Raises as `validate` does,
     and for a feature of the request."""
     return decode_inputs(tensors, _of_scope(tensors, signature, "candidate"), max_candidates)

@@ -6,14 +6,14 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from examples.movielens import data as movielens
-from tests import jemalloc_library, models
+from tests import compiled, jemalloc_library, models
 from tests.shared import Once, one_process_at_a_time
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -23,6 +23,13 @@ CACHE = Path(__file__).parent.parent / ".cache"
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """Makes a directory for all processes of this run."""
     return Once(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_compiled_once(once: Once) -> Iterator[None]:
+    """`tests/compiled.py`; `compiled.replaced()` is the compiler itself again."""
+    with compiled.kept_in(once("modules", lambda directory: None)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,16 @@ from bench.results import Figure, Results
 OURS, TENSORFLOW = "jaxrank", "tensorflow"
 LEVEL = 1.03
 """Times that differ by less are called level."""
-_ENGINES = ("jaxrank", "tensorflow", "tensorflow_xla", "onnxruntime", "openvino", "jax")
+_ENGINES = (
+    "jaxrank",
+    "tensorflow",
+    "tensorflow_xla",
+    "onnxruntime",
+    "openvino",
+    "jax",
+    "torch_compile",
+    "tvm",
+)
 """Which come first, in this order."""
 
 

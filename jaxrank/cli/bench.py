@@ -17,6 +17,7 @@ _SUITES = {
     "sparse": "Embedding lookups beside the memory's roofline, TensorFlow, NumPy and torch.",
     "serve": "The server under load beside TensorFlow's: throughput within a promise, overhead, overload.",
     "convert": "What the converter takes, with which error, and what it costs.",
+    "shadow": "A server's answers beside those of the one that it is to replace: exit code 1 if they differ.",
 }
 
 BENCH_EXAMPLES = """Examples:

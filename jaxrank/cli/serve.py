@@ -11,6 +11,7 @@ import typer
 from jaxrank.cli.serve_flags import NOTES
 
 LogFormat = Literal["text", "json"]
+TableMemory = Literal["mapped", "prefault", "locked", "huge"]
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,6 +98,13 @@ def serve(
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that share the ports and divide the cores.")
     ] = 1,
+    numa: Annotated[
+        bool,
+        typer.Option(
+            help="Divide the workers over the machine's NUMA nodes, each with cores, memory and a copy of "
+            "the tables of its own node; needs --table-memory huge."
+        ),
+    ] = False,
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of a process that decode requests and run lookups.")
     ] = 8,
@@ -187,6 +195,14 @@ def serve(
         int | None,
         typer.Option(min=1, help="MiB of all loaded versions; one that would exceed it is not loaded."),
     ] = None,
+    table_memory: Annotated[
+        TableMemory,
+        typer.Option(
+            help="How the rows of embedding tables come into memory: mapped, a page of the file when it is "
+            "needed; prefault, all of them while a version loads; locked, and they stay (`ulimit -l`); huge, "
+            "copied into huge pages, which is the fastest lookup and takes the memory once for each process."
+        ),
+    ] = "mapped",
     tables_config: Annotated[
         Path | None,
         typer.Option(
@@ -273,7 +289,7 @@ def serve(
     reflection are on the gRPC port. Ctrl-C finishes the requests in flight and exits 0.
     """
     from serving.monitoring.logs import start_logging
-    from serving.processes import Member, Supervisor
+    from serving.processes import Member, Supervisor, shares_of
 
     member = Member.from_environment(os.environ)
     start_logging(log_format, None if member is None else member.place.index + 1)
@@ -296,6 +312,7 @@ def serve(
     from serving.lifecycle.trials import read_trials
     from serving.model_config import ModelConfig, channel_arguments, read_model_config
     from serving.monitoring.options import METRICS_PATH, MonitoringOptions, read_metrics_path
+    from serving.numa import nodes_of
     from serving.scheduling import SchedulingOptions
     from serving.tls import read_credentials
 
@@ -327,19 +344,24 @@ def serve(
         rollback_requests=rollback_requests,
         rollback_share=rollback_share,
         memory_limit=None if memory_limit_mb is None else memory_limit_mb << 20,
+        table_memory=table_memory,
         trials=trials,
     )
     if workers > 1 and grpc_socket_path:
         raise typer.BadParameter(
             "--grpc-socket-path needs --workers 1: one process at a time can listen on a Unix socket"
         )
-    if workers > 1 and member is None:
+    if numa and table_memory != "huge":
+        raise typer.BadParameter(
+            "--numa needs --table-memory huge: mapped files are in memory once, on whatever node"
+        )
+    nodes = nodes_of(usable_core_numbers()) if numa and member is None else {}
+    if workers > 1 and member is None or len(nodes) > 1:
         supervisor = Supervisor(
-            workers,
+            shares_of(usable_core_numbers(), workers, nodes),
             host=host,
             port=port,
             rest_port=rest_api_port or None,
-            cores=usable_core_numbers(),
             grace_seconds=grace_seconds,
         )
         if rest_api_port:

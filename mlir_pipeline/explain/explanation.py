@@ -265,7 +265,7 @@ def _target(bundle: Path, manifest: Manifest, name: str | None) -> Target | None
     ours = [t for t in manifest.targets if t.engine in ("iree", "host")]
     targets = {t.name: t for t in (*manifest.targets, *ours)}
     if name is None:
-        here = [t for t in ours if t.driver.startswith("local")]
+        here = [t for t in ours if t.on_cpu]
         return next(iter([*here, *ours, *targets.values()]), None)
     if name not in targets:
         has = ", ".join(targets) or "none"

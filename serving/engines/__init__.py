@@ -69,7 +69,7 @@ class StatefulEngine(Protocol):
 
 def default_streams(target: Target) -> int:
     """Calls of a target that run at once unless told otherwise: all cores on a CPU, one on a device."""
-    return usable_cores() if target.driver.startswith("local") else 1
+    return usable_cores() if target.on_cpu else 1
 
 
 @runtime_checkable
@@ -103,18 +103,18 @@ class StreamSchedulers:
         self._lock, self._schedulers = threading.Lock(), dict[str, StreamScheduler]()
 
     def of(self, target: Target) -> StreamScheduler:
-        """Those of a target's device."""
+        """Those of a target's device; the CPU is one for all of its drivers."""
+        device = "cpu" if target.on_cpu else target.driver
         with self._lock:
-            if target.driver not in self._schedulers:
+            if device not in self._schedulers:
                 streams = self.streams or default_streams(target)
-                on_cpu = target.driver.startswith("local")
-                self._schedulers[target.driver] = StreamScheduler(
-                    streams, on_cpu=on_cpu, options=self._options
+                self._schedulers[device] = StreamScheduler(
+                    streams, on_cpu=target.on_cpu, options=self._options
                 )
-            return self._schedulers[target.driver]
+            return self._schedulers[device]
 
     def loads(self) -> dict[str, StreamLoad]:
-        """How busy each device is, by its driver."""
+        """How busy each device is: "cpu", or by its driver."""
         with self._lock:
             return {driver: scheduler.load() for driver, scheduler in self._schedulers.items()}
 
@@ -143,14 +143,14 @@ def load_engine(
 
     Args:
         streams: calls that run at once; the engine's default by default.
-        scheduler: threads of the target's device that several models share. IREE's engine uses them; the
-            others have threads of their own libraries.
+        scheduler: threads of the target's device that several models share. XLA's engine, and those of other
+            distributions, have threads of their own.
         only: the one candidate program to run, where a target has several; the engine's choice by default.
 
     Raises `BundleError`: an engine that is not installed, or a program that does not load here.
     """
     chosen: dict[str, Any] = {} if only is None else {"only": only}
-    if scheduler is not None and target.engine == "iree":
+    if scheduler is not None and target.engine in ("iree", "onnxruntime"):
         chosen["scheduler"] = scheduler
     return _loader(bundle, target)(bundle, manifest, target, streams=streams, **chosen)
 

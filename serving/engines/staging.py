@@ -46,9 +46,8 @@ class Staging:
         self._run(command)
         return found
 
-    def to_host(self, results: Sequence[rt.DeviceArray]) -> list[np.ndarray]:
+    def to_host(self, views: Sequence[rt.HalBufferView]) -> list[np.ndarray]:
         """Copies that the caller owns."""
-        views = [result._buffer_view for result in results]
         dtypes = [np.dtype(rt.HalElementType.map_to_dtype(view.element_type)) for view in views]
         shapes = [tuple(view.shape) for view in views]
         sizes = [int(np.prod(s, dtype=np.int64)) * d.itemsize for s, d in zip(shapes, dtypes, strict=True)]

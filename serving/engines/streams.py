@@ -1,7 +1,9 @@
 """Streams of a device: HAL devices with their VM contexts."""
 
+import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from iree.runtime.dtypes import map_dtype_to_hal_element_type
 from jaxrank import bundle as files
 from serving.engines.staging import Staging
 from serving.monitoring.timeline import Moved
+
+_ALIGNMENT = 64
+"""Of host memory that compiled code may read where it is: what its own buffers have."""
+_HOST_MEMORY = int(rt.MemoryType.DEVICE_LOCAL | rt.MemoryType.HOST_VISIBLE)
+_HOST_USAGE = int(rt.BufferUsage.DEFAULT | rt.BufferUsage.MAPPING)
 
 
 class Weights:
@@ -44,7 +51,7 @@ class Stream:
         self._device = rt.get_driver(driver).create_default_device(allocators=allocators)
         self._staging = None if on_host else Staging(self._device)
         self._weights = weights
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._functions: dict[str, tuple[rt.VmContext, rt.VmFunction]] = {}
         self._moved = Moved()
 
     def load(self, module: Path, functions: Sequence[str]) -> None:
@@ -56,26 +63,30 @@ class Stream:
             function = program.lookup_function(name)
             if function is None:
                 raise ValueError(f"the module {module.name} has no function @{name}")
-            self._functions[name] = rt.FunctionInvoker(context, self._device, function)
+            self._functions[name] = context, function
 
     def staged(self, values: Sequence[Any]) -> list[Any]:
-        """Arguments in the device's memory, all brought there at once; valid until the next ones are."""
+        """Arguments in the device's memory, all brought there at once; valid until the next ones are. On a
+        host, aligned arrays are read where they are."""
         begun = time.perf_counter()
-        found = self._imported(values) if self._staging is None else self._staging.to_device(values)
-        size = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+        if self._staging is None:
+            found, size = self._imported(values)
+        else:
+            found = self._staging.to_device(values)
+            size = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
         if size:
             self._moved.argument_bytes += size
             self._moved.transfers += 1
             self._moved.seconds += time.perf_counter() - begun
         return found
 
-    def call(self, function: str, arguments: Sequence[Any]) -> list[np.ndarray]:
-        """The function's results, as arrays that the caller owns. Arguments are arrays or what `run` gave."""
+    def call(self, function: str, arguments: Sequence[Any], *, for_calls: bool = False) -> list[np.ndarray]:
+        """The function's results, as arrays that the caller owns; `for_calls` are aligned, to be arguments of
+        other calls. Arguments are arrays or what `run` gave."""
         results = self.run(function, arguments)
         begun = time.perf_counter()
-        # to_host() is a view that dies with the DeviceArray.
         found = (
-            [np.array(r.to_host()) for r in results]
+            [_copied(result, for_calls) for result in results]
             if self._staging is None
             else self._staging.to_host(results)
         )
@@ -84,10 +95,15 @@ class Stream:
         self._moved.seconds += time.perf_counter() - begun
         return found
 
-    def run(self, function: str, arguments: Sequence[Any]) -> list[rt.DeviceArray]:
+    def run(self, function: str, arguments: Sequence[Any]) -> list[rt.HalBufferView]:
         """The function's results in the device's memory, for the next calls of this stream."""
-        found = self._functions[function](*self.staged(arguments))
-        return list(found) if isinstance(found, (tuple, list)) else [found]
+        context, target = self._functions[function]
+        # `rt.FunctionInvoker` does this, and reads descriptions of every value for each call.
+        given, results = rt.VmVariantList(len(arguments)), rt.VmVariantList(1)
+        for value in self.staged(arguments):
+            given.push_ref(value)
+        context.invoke(target, given, results)
+        return [results.get_as_object(i, rt.HalBufferView) for i in range(len(results))]
 
     def joined(self, size: int) -> None:
         """Counts bytes that were copied between host arrays for a call."""
@@ -98,18 +114,62 @@ class Stream:
         moved, self._moved = self._moved, Moved()
         return moved
 
-    def _imported(self, values: Sequence[Any]) -> list[Any]:
-        """Arrays as buffers of a device whose memory is the host's. IREE's invoker would copy them, too, but
-        would not say how long it takes."""
-        return [self._buffer(value) if isinstance(value, np.ndarray) else value for value in values]
+    def _imported(self, values: Sequence[Any]) -> tuple[list[Any], int]:
+        """Arrays as buffers of a device whose memory is the host's, and the bytes that were copied for it."""
+        found, copied = list(values), 0
+        for i, value in enumerate(values):
+            if not isinstance(value, np.ndarray):
+                continue
+            if is_aligned(value):
+                buffer = self._device.allocator.import_host_allocation(value, _HOST_MEMORY, _HOST_USAGE)
+                found[i] = rt.HalBufferView(buffer, value.shape, _element_type(value.dtype))
+            else:
+                found[i] = self._device.allocator.allocate_buffer_copy(
+                    memory_type=rt.MemoryType.DEVICE_LOCAL,
+                    allowed_usage=rt.BufferUsage.DEFAULT,
+                    device=self._device,
+                    buffer=np.ascontiguousarray(value),
+                    element_type=_element_type(value.dtype),
+                )
+                copied += value.nbytes
+        return found, copied
 
-    def _buffer(self, value: np.ndarray) -> Any:
-        element = map_dtype_to_hal_element_type(value.dtype)
-        assert element is not None, f"IREE has no {value.dtype}"
-        return self._device.allocator.allocate_buffer_copy(
-            memory_type=rt.MemoryType.DEVICE_LOCAL,
-            allowed_usage=rt.BufferUsage.DEFAULT,
-            device=self._device,
-            buffer=np.ascontiguousarray(value),
-            element_type=element,
-        )
+
+def is_aligned(value: np.ndarray) -> bool:
+    """Whether compiled code may read an array where it is: IREE takes no memory that is read-only."""
+    flags = value.flags
+    return bool(value.nbytes and flags.c_contiguous and flags.writeable and not _address(value) % _ALIGNMENT)
+
+
+def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An uninitialized array that is aligned."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -_address(memory) % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _address(value: np.ndarray) -> int:
+    return value.__array_interface__["data"][0]
+
+
+def _copied(view: rt.HalBufferView, for_calls: bool) -> np.ndarray:
+    """A buffer of the host's memory as an array of its own."""
+    shape, dtype = tuple(view.shape), _dtype_of(view.element_type)
+    found = aligned(shape, dtype) if for_calls else np.empty(shape, dtype)
+    if found.size:
+        np.copyto(found, view.map().asarray(shape, dtype))
+    return found
+
+
+@functools.cache
+def _dtype_of(element_type: rt.HalElementType) -> np.dtype:
+    """Of the elements of a buffer."""
+    return np.dtype(rt.HalElementType.map_to_dtype(element_type))
+
+
+@functools.cache
+def _element_type(dtype: np.dtype) -> Any:
+    element = map_dtype_to_hal_element_type(dtype)
+    assert element is not None, f"IREE has no {dtype}"
+    return element

@@ -9,17 +9,17 @@ import numpy as np
 from jaxrank.errors import BundleError
 from jaxrank.manifest import Table as TableEntry
 from jaxrank.manifest import Vocabulary
-from serving.tables import Table
+from serving.tables import Table, TableMemory
 from serving.tables import open_table as open_file
 
 KeyLookup = Callable[[np.ndarray], np.ndarray]
 """Keys of any shape (object array of bytes, or integers) to values of the same shape."""
 
 
-def open_table(bundle: Path, entry: TableEntry) -> Table:
+def open_table(bundle: Path, entry: TableEntry, memory: TableMemory = "mapped") -> Table:
     """A table of a bundle whose files were verified. Raises `TableError`, and `BundleError` if the file is
     not the one that the manifest describes."""
-    table = open_file(bundle / entry.file, trusted=True, dtype=np.dtype(entry.dtype))
+    table = open_file(bundle / entry.file, memory=memory, trusted=True, dtype=np.dtype(entry.dtype))
     found = (table.rows, table.dim, table.row_format, table.keyed)
     if found != (entry.rows, entry.dim, entry.row_format, entry.keyed):
         raise BundleError(

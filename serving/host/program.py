@@ -26,7 +26,7 @@ from serving.host.native import NativeProgram, NotNative, open_native
 from serving.host.operators import OPERATORS, Lookups, Operator, decode_constant
 from serving.host.scopes import REPEAT_ROWS, split
 from serving.host.waves import Wave, waves
-from serving.tables import RowSource, Table
+from serving.tables import RowSource, Table, TableMemory
 from serving.tiers.budget import LookupBudget
 from serving.tiers.errors import TierConfigError
 
@@ -110,10 +110,12 @@ class HostProgramRunner:
         *,
         native: bool = True,
         in_parts: bool = False,
+        memory: TableMemory = "mapped",
     ):
         """`tiered` are tables whose rows are not in the bundle's files, by their names. `native=False` runs
         the NumPy operators, whatever the program. `in_parts` makes `prepare` and `rank` possible, where the
-        program can be divided (`serving.host.scopes`)."""
+        program can be divided (`serving.host.scopes`). `memory` is where the rows of the bundle's tables
+        are."""
         self.program = files.read_host_program(bundle)
         unknown = sorted({o.op for o in self.program.operators} - OPERATORS.keys() - {REPEAT_ROWS})
         if unknown:
@@ -137,7 +139,9 @@ class HostProgramRunner:
         self._pool = ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") if tiered else None
         self._whole = {i for o in self.program.operators for i in o.inputs if i.startswith(TABLE_PREFIX)}
         _refuse_whole(self._tiered, self._whole)
-        tables = {t.name: open_table(bundle, t) for t in manifest.tables if t.name not in self._tiered}
+        tables = {
+            t.name: open_table(bundle, t, memory) for t in manifest.tables if t.name not in self._tiered
+        }
         self._native, self.not_native = self._open_native(tables, native)
         if self.not_native:
             log.info("%s: the host program runs on NumPy, because of %s", bundle, "; ".join(self.not_native))

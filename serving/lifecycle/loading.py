@@ -57,6 +57,7 @@ class Loader:
             tiers=self.tiers,
             name=name,
             states=self.states,
+            memory=self.options.table_memory,
             admit=lambda model: done.extend(self._prove(bundle, model)),
         )
         log.info(

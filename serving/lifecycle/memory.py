@@ -68,7 +68,7 @@ def expected_use(
     weights = size({files.WEIGHTS})
     chosen = _chosen(bundle, manifest, target, engine)
     copies = 0
-    if chosen is not None and chosen.engine == "iree" and chosen.driver.startswith("local"):
+    if chosen is not None and chosen.engine == "iree" and chosen.on_cpu:
         packs = chosen.data_tiling or any(program.data_tiling for program in chosen.programs)
         copies = (streams or default_streams(chosen)) if packs else 0
     return MemoryUse(

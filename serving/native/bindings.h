@@ -7,5 +7,6 @@ namespace jaxrank {
 
 void bind_hashes(nanobind::module_& m);  // hashes.cc
 void bind_host(nanobind::module_& m);    // host/bind.cc
+void bind_wire(nanobind::module_& m);    // wire.cc
 
 }  // namespace jaxrank

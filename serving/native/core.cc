@@ -4,8 +4,9 @@
 #include "tables/bind_tables.h"
 
 NB_MODULE(_core, m) {
-  m.doc() = "The native core: string hashes, embedding tables and host programs. Strings are bytes objects.";
+  m.doc() = "The native core: string hashes, embedding tables, host programs and messages. Strings are bytes objects.";
   jaxrank::bind_hashes(m);
   jaxrank::bind_host(m);
+  jaxrank::bind_wire(m);
   bind_tables(m);
 }

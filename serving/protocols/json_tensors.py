@@ -17,16 +17,23 @@ import orjson
 from serving.errors import InvalidRequestError
 from serving.wire.codec import MAX_ELEMENTS, MAX_RANK
 
+MAX_JSON_VALUES = 1 << 22
+"""Of one body, lists and objects among them. Python takes up to 64 bytes for one that has two in JSON."""
+
 _B64 = "b64"
 _SHOWN = 200
 _TYPES = {type(None): "Null", bool: "Bool", dict: "Object", list: "Array", str: "String"}
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request. Raises `InvalidRequestError` for anything else, and for lists or objects
-    that are nested deeper than any request needs."""
+    """The JSON object of a request. Raises `InvalidRequestError` for anything else, for more values than
+    `MAX_JSON_VALUES`, and for lists or objects that are nested deeper than any request needs."""
     if not body:
         raise InvalidRequestError("JSON Parse error: The document is empty")
+    if len(body) > MAX_JSON_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise InvalidRequestError(
+            f"the body has more than {MAX_JSON_VALUES} JSON values; send fewer candidates, or use gRPC"
+        )
     try:
         # Not orjson: it refuses NaN and Infinity, which TensorFlow Serving takes.
         value = json.loads(body)

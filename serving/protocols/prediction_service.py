@@ -25,7 +25,8 @@ from serving.scheduling import Urgency
 from serving.validation import decode_inputs
 from serving.wire import inference_pb2, tensor_pb2
 from serving.wire import predict_pb2 as pb
-from serving.wire.codec import dtype_number, encode, encode_content, shape_proto
+from serving.wire.codec import dtype_number, shape_proto
+from serving.wire.predict_messages import read_request, write_response
 from serving.wire.reflection import PREDICTION_SERVICE
 from serving.workers import Workers
 
@@ -62,23 +63,19 @@ class PredictionService:
         )
 
     def predict(self, data: bytes, urgency: Urgency) -> bytes:
-        request = parse(pb.PredictRequest, data)
+        request = read_request(data)
 
         def decode(manifest: Manifest) -> Work:
             signature = manifest.signature
-            check_signature(request.model_spec.signature_name, signature)
+            check_signature(request.spec.signature_name, signature)
             wanted = output_filter(list(request.output_filter), signature)
             return Work(decode_inputs(request.inputs, signature, manifest.max_candidates), wanted)
 
         def respond(found: Prediction) -> bytes:
-            spec = _spec(request.model_spec.name, found.version, found.signature.name)
-            response = pb.PredictResponse(model_spec=spec)
-            for name, value in found.outputs.items():
-                tensor = encode_content(value) if self.tensor_content else encode(value)
-                response.outputs[name].CopyFrom(tensor)
-            return response.SerializeToString()
+            spec = _spec(request.spec.name, found.version, found.signature.name).SerializeToString()
+            return write_response(spec, found.outputs, tensor_content=self.tensor_content)
 
-        return self.data_plane.run(model_ref(request.model_spec), urgency, decode, respond)
+        return self.data_plane.run(model_ref(request.spec), urgency, decode, respond)
 
     def metadata(self, data: bytes, urgency: Urgency) -> bytes:
         request = parse(pb.GetModelMetadataRequest, data)

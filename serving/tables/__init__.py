@@ -21,7 +21,7 @@ from serving.tables.errors import (
 from serving.tables.lookups import Lookup, WorkerPool
 from serving.tables.row_formats import ROW_FORMATS, RowFormat
 from serving.tables.source import RowSource
-from serving.tables.table import Combiner, Position, Table, open_table, pool_rows
+from serving.tables.table import Combiner, Position, Table, TableMemory, open_table, pool_rows
 from serving.tables.updates import apply_deltas, merged, overlaid, pending, rewrite, write_delta
 from serving.tables.writer import DefaultRow, TableWriter
 
@@ -40,6 +40,7 @@ __all__ = [
     "RowSource",
     "Table",
     "TableError",
+    "TableMemory",
     "TableMismatchError",
     "TableVersionError",
     "TableWriteError",

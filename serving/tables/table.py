@@ -12,6 +12,16 @@ from serving.tables.row_formats import ROW_FORMATS, RowFormat, encode
 
 Combiner = Literal["sum", "mean", "sqrtn"]
 DefaultPolicy = Literal["error", "zeros", "mean", "row"]
+TableMemory = Literal["mapped", "prefault", "locked", "huge"]
+"""How the rows of a table come into memory:
+
+- `mapped`: a page of the file when a row of it is asked for; processes share them, and the system takes them
+  back when memory is short.
+- `prefault`: the same, but the whole file is read when the table is opened.
+- `locked`: and it stays; needs a limit of locked memory (`ulimit -l`) of that size.
+- `huge`: the file is copied into anonymous huge pages: lookups miss the TLB less, and processes do not share
+  the memory.
+"""
 
 _COMBINERS: dict[str, int] = {"sum": 0, "mean": 1, "sqrtn": 2}
 _POLICIES: tuple[DefaultPolicy, ...] = ("error", "zeros", "mean", "row")
@@ -32,9 +42,7 @@ class Position:
 def open_table(
     path: str | os.PathLike[str],
     *,
-    prefault: bool = False,
-    lock: bool = False,
-    huge_pages: bool = False,
+    memory: TableMemory = "mapped",
     trusted: bool = False,
     dtype: np.dtype | None = None,
 ) -> "Table":
@@ -44,10 +52,7 @@ def open_table(
     write to a file that is open; one that is replaced (renamed over) stays as it was for who has it open.
 
     Args:
-        prefault: bring the whole file into memory first.
-        lock: and keep it there; needs a limit of locked memory (`ulimit -l`) of that size.
-        huge_pages: copy the file into anonymous huge pages instead of mapping it: lookups miss the TLB less,
-            and processes no longer share the memory.
+        memory: how its rows come into memory.
         trusted: compare no checksums, because the caller has: a bundle's files have their sha256.
         dtype: of the rows that `fetch` writes; float32 for the formats that decode to it, else the stored
             one. float16 is possible for `f16`.
@@ -58,17 +63,25 @@ def open_table(
         TableVersionError: it is of another version.
         TableMismatchError: its rows are not of `dtype`.
     """
-    native = _core.NativeTable.open(os.fspath(path), prefault, lock, huge_pages, trusted)
-    return Table(native, os.fspath(path), dtype)
+    prefault, lock = memory in ("prefault", "locked"), memory == "locked"
+    native = _core.NativeTable.open(os.fspath(path), prefault, lock, memory == "huge", trusted)
+    return Table(native, os.fspath(path), dtype, memory)
 
 
 class Table:
     """An immutable table. Thread-safe; lookups run without the GIL. Ids are keys in a table with keys, else
     row numbers."""
 
-    def __init__(self, native: _core.NativeTable, path: str, dtype: np.dtype | None = None):
+    def __init__(
+        self,
+        native: _core.NativeTable,
+        path: str,
+        dtype: np.dtype | None = None,
+        memory: TableMemory = "mapped",
+    ):
         self.native = native
         self.path = path
+        self.memory: TableMemory = memory
         self._format = _FORMATS[native.row_format]
         stored = self._format.element
         own = np.dtype(np.float32) if self._format.decodes else stored

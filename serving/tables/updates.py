@@ -115,7 +115,7 @@ def overlaid(base: Table, previous: Table | None, deltas: Sequence[Delta]) -> Ta
     it shares the file of `base`, and only looks ids up. For `deltas` as `pending` gives them."""
     changes = [(d.ids, d.rows, d.deleted, d.default_bytes) for d in deltas]
     native = base.native.with_changes(None if previous is None else previous.native, changes)
-    return Table(native, base.path, base.dtype)
+    return Table(native, base.path, base.dtype, base.memory)
 
 
 def merged(base: Table, table: Table, after: Position) -> Delta:

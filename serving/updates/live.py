@@ -137,7 +137,7 @@ class LiveUpdates:
         position = self._positions[name]
         try:
             rewrite(self._bases[name], [merged(self._bases[name], table, position)], path)
-            base = open_table(path, trusted=True, dtype=table.dtype)
+            base = open_table(path, memory=table.memory, trusted=True, dtype=table.dtype)
             path.unlink()
         except (TableError, OSError) as error:
             self._too_large[name] = 2 * table.overlay_rows

@@ -6,7 +6,7 @@ allocated.
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from serving.wire import tensor_pb2 as pb
 
 MAX_ELEMENTS = 1 << 24
 """Elements of one tensor where the caller gives no smaller bound."""
+MAX_FILLED = 1 << 22
+"""Elements of one tensor that comes with fewer values: a message of a few bytes takes no more memory."""
 MAX_RANK = 16
 
 # dtype number -> (NumPy dtype, typed field). int_val carries all small integers.
@@ -32,10 +34,22 @@ _NUMERIC: dict[pb.DataType, tuple[np.dtype, str]] = {
     pb.DT_BOOL: (np.dtype("?"), "bool_val"),
     pb.DT_HALF: (np.dtype("<f2"), "half_val"),
 }
+_FIELDS = pb.TensorProto.DESCRIPTOR.fields_by_name
 _NAMES: dict[int, str] = {n: name.removeprefix("DT_").lower() for name, n in pb.DataType.items()}
 _NAMES |= {number: dtype.name for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF: dict[str, pb.DataType] = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF["object"] = pb.DT_STRING
+
+
+class Content(NamedTuple):
+    """A tensor whose values are bytes of the message `data`: what a TensorProto with `tensor_content` says.
+    `dtype` is the wire's number, no size of `shape` is negative, and there are at most `MAX_RANK`."""
+
+    data: bytes
+    dtype: int
+    shape: tuple[int, ...]
+    offset: int
+    size: int
 
 
 def dtype_number(name: str) -> pb.DataType:
@@ -50,9 +64,9 @@ def dtype_name(number: int) -> str:
     return _NAMES.get(number, str(number))
 
 
-def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
-    """The array a TensorProto holds. Numbers are read-only views of the message where it has
-    `tensor_content`; strings are object arrays of bytes.
+def decode(feature: str, tensor: pb.TensorProto | Content, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
+    """The array a tensor of a message holds. Numbers of a `Content` are read-only views of the message where
+    they are aligned there; strings are object arrays of bytes.
 
     As in TensorFlow, a typed field may hold fewer values than the shape: the last one fills the rest, and
     none at all means zeros or empty strings. Raises `InvalidRequestError` naming the feature.
@@ -63,28 +77,35 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
         raise InvalidRequestError(
             f"feature {feature!r} has shape {list(shape)}: at most {max_elements} elements are taken"
         )
+    if isinstance(tensor, pb.TensorProto):
+        content = tensor.tensor_content  # copied whenever it is read
+        compact = Content(content, tensor.dtype, shape, 0, len(content)) if content else None
+    else:
+        compact = tensor
     if tensor.dtype == pb.DT_STRING:
-        if tensor.tensor_content:
+        if compact is not None:
             raise InvalidRequestError(
                 f"feature {feature!r} has strings in tensor_content; send them in string_val"
             )
-        return _strings(feature, tensor.string_val, shape, size)
+        return _strings(feature, cast(pb.TensorProto, tensor).string_val, shape, size)
     if tensor.dtype not in _NUMERIC:
         raise InvalidRequestError(
             f"feature {feature!r} has dtype {dtype_name(tensor.dtype)}, which is not supported; send "
             "floats of 16, 32 or 64 bits, bools, strings or integers of 8 to 64 bits"
         )
-    dtype, field = _NUMERIC[tensor.dtype]
-    if tensor.tensor_content:
-        if len(tensor.tensor_content) != size * dtype.itemsize:
+    dtype, field = _NUMERIC[cast(pb.DataType, tensor.dtype)]
+    if compact is not None:
+        if compact.size != size * dtype.itemsize:
             raise InvalidRequestError(
-                f"feature {feature!r} has {len(tensor.tensor_content)} bytes of tensor_content; shape "
+                f"feature {feature!r} has {compact.size} bytes of tensor_content; shape "
                 f"{list(shape)} of {dtype.name} needs {size * dtype.itemsize}"
             )
         if tensor.dtype == pb.DT_BOOL:
             # Any byte may come; NumPy's bools are only well-defined as 0 and 1.
-            return (np.frombuffer(tensor.tensor_content, np.uint8) != 0).reshape(shape)
-        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+            return (np.frombuffer(compact.data, np.uint8, size, compact.offset) != 0).reshape(shape)
+        values = np.frombuffer(compact.data, dtype, size, compact.offset).reshape(shape)
+        # A message has its values anywhere; native code reads aligned numbers.
+        return values if values.flags.aligned else values.copy()
     sent = getattr(tensor, field)
     _check_count(feature, len(sent), size, shape)
     if tensor.dtype == pb.DT_HALF:
@@ -104,8 +125,10 @@ def decode(feature: str, tensor: pb.TensorProto, max_elements: int = MAX_ELEMENT
     return values.reshape(shape)
 
 
-def declared_shape(feature: str, tensor: pb.TensorProto) -> tuple[int, ...]:
-    """The shape that a TensorProto says it has. Raises `InvalidRequestError` for one that no array has."""
+def declared_shape(feature: str, tensor: pb.TensorProto | Content) -> tuple[int, ...]:
+    """The shape that a tensor says it has. Raises `InvalidRequestError` for one that no array has."""
+    if isinstance(tensor, Content):
+        return tensor.shape
     dims = tensor.tensor_shape.dim
     if tensor.tensor_shape.unknown_rank or len(dims) > MAX_RANK:
         raise InvalidRequestError(
@@ -121,7 +144,7 @@ def declared_shape(feature: str, tensor: pb.TensorProto) -> tuple[int, ...]:
 
 def encode(value: np.ndarray) -> pb.TensorProto:
     """A TensorProto in the typed encoding, which is what TensorFlow Serving answers with by default."""
-    number = _number(value)
+    number = number_of(value)
     tensor = pb.TensorProto(dtype=number, tensor_shape=shape_proto(value.shape))
     if number == pb.DT_STRING:
         tensor.string_val.extend(value.ravel().tolist())
@@ -134,7 +157,7 @@ def encode(value: np.ndarray) -> pb.TensorProto:
 
 def encode_content(value: np.ndarray) -> pb.TensorProto:
     """A TensorProto in the compact encoding: numbers in `tensor_content`, strings in `string_val`."""
-    number = _number(value)
+    number = number_of(value)
     if number == pb.DT_STRING:
         return encode(value)
     content = np.ascontiguousarray(value, _NUMERIC[number][0]).tobytes()
@@ -146,7 +169,17 @@ def shape_proto(shape: Sequence[int | None]) -> pb.TensorShapeProto:
     return pb.TensorShapeProto(dim=[pb.TensorShapeProto.Dim(size=-1 if d is None else d) for d in shape])
 
 
-def _number(value: np.ndarray) -> pb.DataType:
+def packed(value: np.ndarray, tensor_content: bool) -> tuple[int, np.ndarray] | None:
+    """The number of a TensorProto's field whose bytes on the wire are those of an array, and that array; None
+    where there is none: strings, and integers of variable length."""
+    dtype, field = _NUMERIC.get(number_of(value), (None, ""))
+    if dtype is not None and (tensor_content or dtype.name in ("float32", "float64")):
+        return _FIELDS["tensor_content" if tensor_content else field].number, value.astype(dtype, copy=False)
+    return None
+
+
+def number_of(value: np.ndarray) -> pb.DataType:
+    """The wire's number of an array's dtype. Raises `TypeError` for one that has none."""
     number = _NUMBER_OF.get(value.dtype.name)
     if number is None:
         raise TypeError(
@@ -159,6 +192,11 @@ def _check_count(feature: str, sent: int, size: int, shape: tuple[int, ...]) -> 
     if sent > size:
         raise InvalidRequestError(
             f"feature {feature!r} has {sent} values; shape {list(shape)} has room for {size}"
+        )
+    if sent < size and size > MAX_FILLED:
+        raise InvalidRequestError(
+            f"feature {feature!r} has {sent} values for shape {list(shape)}; the last one fills at "
+            f"most {MAX_FILLED} elements: send all values"
         )
 
 

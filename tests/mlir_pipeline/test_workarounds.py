@@ -113,6 +113,6 @@ def test_iree_still_fuses_a_reduction_wrongly() -> None:
 
 
 def test_device_arrays_still_have_no_public_buffer() -> None:
-    """`serving/engines/staging.py` reads `DeviceArray._buffer_view`."""
+    """`bench/gpu/run.py` reads `DeviceArray._buffer_view`."""
     code = "import iree.runtime as rt; print([n for n in dir(rt.DeviceArray) if n == 'buffer_view'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,5 +1,5 @@
 """Builds of the native core with sanitizers: `python -m tests.native.sanitized thread` builds one and runs
-every operator with damaged inputs, and many threads, in it."""
+every operator with damaged inputs, many threads, and damaged requests in it."""
 
 import os
 import subprocess
@@ -76,7 +76,8 @@ def main() -> None:
         for sanitizers in sys.argv[1:] or _RUNTIMES:
             core = build(sanitizers)
             print(sanitizers, run(sanitizers, core, "tests.host.hostile_subject", str(calls)).strip())
-            print(sanitizers, run(sanitizers, core, "tests.host.threads_subject").strip())
+            for subject in ("tests.host.threads_subject", "tests.native.messages_subject"):
+                print(sanitizers, run(sanitizers, core, subject).strip())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The host executor under AddressSanitizer and UndefinedBehaviorSanitizer, where `make sanitize` has built it
-(the build takes minutes)."""
+"""The host executor and the reader of requests under AddressSanitizer and UndefinedBehaviorSanitizer, where
+`make sanitize` has built them (the build takes minutes)."""
 
 from pathlib import Path
 
@@ -25,6 +25,12 @@ def test_hostile_inputs(core: Path, tmp_path: Path) -> None:
     hostile.write_calls(calls, seed=11, per_operator=12)
     found = sanitized.run(_SANITIZERS, core, "tests.host.hostile_subject", str(calls))
     assert all(int(number) > 0 for number in found.split())
+
+
+def test_damaged_requests(core: Path) -> None:
+    """No read beyond a message."""
+    found = sanitized.run(_SANITIZERS, core, "tests.native.messages_subject")
+    assert all(int(number) > 1000 for number in found.split())
 
 
 def test_many_threads(core: Path) -> None:

@@ -12,7 +12,7 @@ from tensorflow.core.framework import tensor_pb2 as tf_pb2
 
 from serving.errors import InvalidRequestError
 from serving.wire import tensor_pb2 as pb
-from serving.wire.codec import MAX_ELEMENTS, decode, encode, encode_content
+from serving.wire.codec import MAX_ELEMENTS, MAX_FILLED, decode, encode, encode_content
 
 _DTYPES = [
     np.float32, np.float64, np.float16, np.int8, np.int16, np.int32, np.int64,
@@ -86,6 +86,8 @@ def _message(**fields: object) -> pb.TensorProto:
         (_message(shape=[0, 1 << 60]), "at most"),
         (_message(shape=[1] * 40), "more than 16 dimensions"),
         (_message(shape=[MAX_ELEMENTS + 1], float_val=[1.0]), "at most"),
+        (_message(shape=[MAX_FILLED + 1], float_val=[1.0]), "send all values"),
+        (_message(shape=[2, MAX_FILLED]), "send all values"),
         (_message(shape=[3], float_val=[1.0] * 4), "4 values; shape .3. has room for 3"),
         (_message(shape=[3], tensor_content=b"1234567"), "7 bytes of tensor_content"),
         (_message(dtype=pb.DT_STRING, shape=[1], tensor_content=b"abc"), "string_val"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequestError
-from serving.protocols.json_tensors import columns, dumps, parse_object, rows, to_array
+from serving.protocols.json_tensors import MAX_JSON_VALUES, columns, dumps, parse_object, rows, to_array
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,15 @@ def test_values(dtype: str, value: object, expected: np.ndarray) -> None:
     found = to_array(value, "x", dtype)
     assert found.dtype == expected.dtype and found.shape == expected.shape
     assert found.tolist() == expected.tolist()
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed() -> None:
+    """Twenty times its size is what Python would take for it."""
+    lists = b'{"x": [' + b"[]," * MAX_JSON_VALUES + b"[]]}"
+    with pytest.raises(InvalidRequestError, match="more than 4194304 JSON values"):
+        parse_object(lists)
+    # One long string is one value.
+    assert len(parse_object(b'{"x": "' + b"y" * (MAX_JSON_VALUES + 1) + b'"}')["x"]) == MAX_JSON_VALUES + 1
 
 
 def test_not_a_number_and_infinity_are_read() -> None:

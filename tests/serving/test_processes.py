@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from serving.client import PredictClient
-from serving.processes import Supervisor, WorkersError, share_of
+from serving.numa import nodes_of
+from serving.processes import Share, Supervisor, WorkersError, shares_of
 from serving.wire.reflection import MODEL_SERVICE
 from tests import models
 from tests.shared import killed
@@ -77,8 +78,39 @@ def test_the_cores_are_divided(fleet: tuple) -> None:
     theirs = [os.sched_getaffinity(pid) for pid in _children(fleet[0])]
     assert len(theirs) == 2 and theirs[0] | theirs[1] <= set(cores)
     assert len(cores) == 1 or not theirs[0] & theirs[1]
-    assert [share_of(range(8), i, 3) for i in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    assert [share_of([4, 5], i, 3) for i in range(3)] == [[4], [5], [4]]
+    assert [share.cores for share in shares_of(range(8), 3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [share.cores for share in shares_of([4, 5], 3)] == [[4], [5], [4]]
+
+
+def test_numa_nodes_are_divided(tmp_path: Path) -> None:
+    for node, cores in (("node0", "0-2,6"), ("node1", "3-5,7\n"), ("node10", "8"), ("node2", "\n")):
+        (tmp_path / "sys/devices/system/node" / node).mkdir(parents=True)
+        (tmp_path / "sys/devices/system/node" / node / "cpulist").write_text(cores)
+    nodes = nodes_of(range(8), tmp_path)
+    assert nodes == {0: [0, 1, 2, 6], 1: [3, 4, 5, 7]}
+    assert shares_of(range(8), 4, nodes) == [
+        Share([0, 1], 0), Share([2, 6], 0), Share([3, 4], 1), Share([5, 7], 1),
+    ]  # fmt: skip
+    with pytest.raises(WorkersError, match="3 workers cannot be divided over 2 NUMA nodes; give --workers 2"):
+        shares_of(range(8), 3, nodes)
+    assert shares_of(range(2), 1, nodes_of(range(2), tmp_path / "none")) == [Share([0, 1])]
+
+
+@pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
+def test_a_worker_takes_memory_of_its_node() -> None:
+    """Node 0 is there on every machine, and the supervisor goes back to what it had."""
+    worker = """
+print(open("/proc/self/numa_maps").read().split()[1], end="\\n", flush=True)
+member.wait_for_others()
+member.serving(when_alone=alone.set)
+alone.wait()
+"""
+    with killed(_supervise(worker, node=0)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert [process.stdout.readline() for _ in range(2)] == ["prefer:0\n"] * 2
+        own = Path(f"/proc/{process.pid}/numa_maps").read_text()
+        assert "prefer:" not in own
 
 
 def test_root_is_warned_once(fleet: tuple) -> None:
@@ -153,9 +185,9 @@ def test_a_signal_drains_all_workers(fleet: tuple) -> None:
 
 _SUPERVISOR = """
 import sys
-from serving.processes import Supervisor
+from serving.processes import Share, Supervisor
 supervisor = Supervisor(
-    2, host="127.0.0.1", port=0, rest_port=0, cores=(), grace_seconds=1,
+    [Share((), NODE)] * 2, host="127.0.0.1", port=0, rest_port=0, grace_seconds=1,
     command=[sys.executable, "-c", sys.argv[1], *sys.argv[2:]],
 )
 print(supervisor.port, supervisor.rest_port, flush=True)
@@ -169,9 +201,9 @@ member = Member.from_environment(os.environ)
 """
 
 
-def _supervise(worker: str, *arguments: str) -> subprocess.Popen:
+def _supervise(worker: str, *arguments: str, node: int | None = None) -> subprocess.Popen:
     """A supervisor of two small workers that keep its protocol."""
-    command = [sys.executable, "-c", _SUPERVISOR, _WORKER + worker, *arguments]
+    command = [sys.executable, "-c", _SUPERVISOR.replace("NODE", repr(node)), _WORKER + worker, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -261,4 +293,4 @@ def test_a_port_in_use(shares: bool) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(WorkersError, match=f"cannot listen on 127.0.0.1:{port}"):
-            Supervisor(2, host="127.0.0.1", port=port, rest_port=None, cores=(), grace_seconds=1)
+            Supervisor([Share(())] * 2, host="127.0.0.1", port=port, rest_port=None, grace_seconds=1)

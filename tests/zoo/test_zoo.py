@@ -1,8 +1,10 @@
 """Every model of the zoo through the converter: TensorFlow's scores and order on fresh requests, a module
 that reads and trains."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import pytest
 from flax import nnx
 
 from jaxrank import bundle as files
-from jaxrank.flax_module import load_flax, load_source, unpack
+from jaxrank.flax_module import dense_outputs, load_flax, load_source, unpack
+from mlir_pipeline.compile import compile_bundle
 from serving.host import HostProgramRunner
 from tests.zoo.converted import Converted
 from tests.zoo.scoring import answers
@@ -73,6 +76,16 @@ def test_module_passes_ruff(converted: Converted) -> None:
     check = [sys.executable, "-m", "ruff", "check", *options, str(converted.bundle / files.MODEL)]
     ran = subprocess.run(check, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
+
+
+def test_module_compiles_for_cuda(converted: Converted, tmp_path: Path) -> None:
+    """Without a GPU. Where the host program makes every output, there is nothing to compile."""
+    bundle = tmp_path / "b"
+    shutil.copytree(converted.bundle, bundle)
+    target = compile_bundle(bundle, ["cuda:sm_80"]).target("cuda:sm_80")
+    assert target is not None and target.certificate is None
+    assert all((bundle / module).stat().st_size for module in target.modules)
+    assert target.modules or not dense_outputs(converted.manifest, files.read_host_program(bundle))
 
 
 def test_module_trains(converted: Converted) -> None:

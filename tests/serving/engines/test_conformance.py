@@ -19,9 +19,11 @@ from jaxrank.errors import BundleError
 from jaxrank.manifest import Manifest
 from mlir_pipeline.compile import compile_bundle
 from mlir_pipeline.errors import CompileError
-from serving.engines import StatefulEngine, load_engine
-from serving.errors import InvalidRequestError
+from serving.engines import ScheduledEngine, StatefulEngine, StreamSchedulers, load_engine
+from serving.errors import DeadlineError, InvalidRequestError
+from serving.host import HostProgramRunner
 from serving.model import Model
+from serving.scheduling import Urgency
 from serving.validation import decode_inputs
 from serving.wire.codec import encode_content
 from tests.shared import Once
@@ -244,3 +246,24 @@ def test_a_damaged_program_is_named(compiled: Compile, engine: str, tmp_path: Pa
 def test_what_a_bundle_is_not_compiled_for(compiled: Compile, engine: str) -> None:
     with pytest.raises(BundleError, match="not compiled for 'vulkan' with .*it has: cpu with"):
         Model.load(compiled(ONE_MODEL).bundle, target="vulkan", engine=engine)
+
+
+def test_engines_share_the_streams_of_a_cpu(compiled: Compile) -> None:
+    """So requests of both wait in one order, and each knows what the other took."""
+    source, schedulers = compiled(ONE_MODEL), StreamSchedulers(2)
+    blocks = HostProgramRunner(source.bundle, source.manifest).run(source.model.request(50, seed=1))
+    loads = []
+    for name in ("iree", "onnxruntime"):
+        target = source.manifest.target("cpu", name)
+        assert target is not None
+        engine = load_engine(source.bundle, source.manifest, target, scheduler=schedulers.of(target))
+        assert isinstance(engine, ScheduledEngine)
+        with pytest.raises(DeadlineError):
+            engine.run(blocks, Urgency.within(-1.0))
+        engine.run(blocks)
+        loads.append(engine.stream_load())
+        engine.close()
+    assert list(schedulers.loads()) == ["cpu"]
+    assert [load.started for load in loads] == [1, 1] and loads[0].own_seconds > 0
+    assert loads[1].all_seconds == pytest.approx(loads[0].own_seconds + loads[1].own_seconds)
+    schedulers.close()

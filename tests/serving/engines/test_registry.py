@@ -13,6 +13,7 @@ from jaxrank import bundle as files
 from jaxrank.errors import BundleError
 from mlir_pipeline.compile import compile_bundle
 from mlir_pipeline.engines import parse_engines
+from mlir_pipeline.engines.measure import SLICE_ROWS
 from mlir_pipeline.errors import CompileError
 from serving.engines import engine_names, load_engine
 from serving.engines.xla import cover
@@ -113,6 +114,9 @@ def test_auto_times_every_engine_and_keeps_the_fastest(ranker_bundle: Path, tmp_
     chosen = manifest.target("cpu")
     assert chosen is not None and chosen.engine == best == manifest.chosen_engines["cpu"]
     assert all(t.certificate for t in manifest.targets if t.name == "cpu")
+    assert {t.engine: t.slice_rows in SLICE_ROWS for t in manifest.targets if t.name == "cpu"} == {
+        "iree": False, "onnxruntime": True, "xla": False,
+    }  # fmt: skip
 
 
 def test_tiles_cover_every_number_of_candidates() -> None:

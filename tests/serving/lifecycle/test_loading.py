@@ -150,6 +150,12 @@ def test_a_version_beyond_the_memory_limit(tmp_path: Path, add_version: AddVersi
     assert sum(resident.mapped for resident in tables.values()) >= use.tables
     assert 0 < sum(r.resident for r in tables.values()) <= sum(r.mapped for r in tables.values())
 
+    copied = ModelRepository(tmp_path / "m", lifecycle=LifecycleOptions(table_memory="huge"))
+    copied.scan()
+    assert copied.loaded() == {"a": 1}
+    assert not [name for name in copied.memory("a")[1][1] if name.startswith("tables/")]
+    copied.close()
+
     add_version(tmp_path / "m", "b", 1)
     limited = ModelRepository(tmp_path / "m", lifecycle=LifecycleOptions(memory_limit=use.total * 3 // 2))
     limited.scan()

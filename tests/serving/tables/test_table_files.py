@@ -327,7 +327,7 @@ def test_a_table_of_ten_gigabytes_opens_at_once(tmp_path: Path) -> None:
     assert out[1, 0] == 2.5 and np.count_nonzero(out) == 1
 
 
-@pytest.mark.parametrize("options", [{"prefault": True}, {"huge_pages": True}, {"trusted": True}])
+@pytest.mark.parametrize("options", [{"memory": "prefault"}, {"memory": "huge"}, {"trusted": True}])
 def test_ways_of_opening(options: Any, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(5000, 20)).astype(np.float32)
     table = open_table(write(tmp_path / "t", rows), **options)
@@ -343,7 +343,7 @@ def test_locking_beyond_the_limit_says_what_to_do(tmp_path: Path) -> None:
         "import ctypes, resource, sys; from serving.tables import open_table, TableError\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 4096))\n"
         "import os; os.getuid() == 0 and os.setuid(65534)\n"
-        "try: open_table(sys.argv[1], lock=True)\n"
+        "try: open_table(sys.argv[1], memory='locked')\n"
         "except TableError as error: print(error)"
     )
     tmp_path.chmod(0o755)
@@ -356,7 +356,7 @@ def test_locking_beyond_the_limit_says_what_to_do(tmp_path: Path) -> None:
     assert "cannot be locked in memory (raise the limit: ulimit -l" in done.stdout, done
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or soft > path.stat().st_size or os.getuid() == 0:
-        assert open_table(path, lock=True).rows == 50_000
+        assert open_table(path, memory="locked").rows == 50_000
 
 
 def test_versions_and_headers(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_scores_are_those_of_tables_in_memory_and_a_dead_node_costs_no_request(
         while not stop.is_set():
             start = time.monotonic()
             try:
-                _, trailers = _predict(tiers, features, 2.0)
+                _, trailers = _predict(tiers, features, 10.0)
             except grpc.RpcError as error:
                 failures.append(error)
                 return
