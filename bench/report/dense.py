@@ -93,9 +93,7 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
         if ahead:
             least, most = min(ahead.values()), max(ahead.values())
             span = times(most) if times(least) == times(most) else f"{least:.2f} to {times(most)}"
-            wins.append(
-                f"Dense half of {m.name}, {counted(list(ahead))}: {span} as fast as the next engine."
-            )
+            wins.append(f"Dense half of {m.name}, {counted(list(ahead))}: {span} as fast as the next engine.")
         if even:
             level.append(f"Dense half of {m.name}, {', '.join(even)}.")
         if behind:

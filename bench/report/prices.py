@@ -90,7 +90,7 @@ def _measured(machine: Machine, serve: Results, prices: Prices) -> tuple[Results
         return (found, 1.0, "measured there") if found is not None else (None, 0.0, why)
     if machine.cores is None:
         return None, 0.0, "run `jaxrank bench serve` there, and name its directory as `results`"
-    cores = serve.machine.get("cores")
+    cores = serve.machine.get("used_cores") or serve.machine.get("cores")
     if not isinstance(cores, int) or cores < 1:
         return None, 0.0, "the results do not say on how many cores they were taken"
     if machine.cores == cores:
