@@ -9,7 +9,7 @@ PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test types tests bench faults whole-zoo sanitize lint proto lock clean
+.PHONY: demo test types tests bench bench-check faults whole-zoo sanitize lint proto lock clean
 
 demo: $(STAMP) ## Train on MovieLens 100k, convert, compile, serve, and compare with TensorFlow
 	$(BIN)/python -m examples.movielens.demo
@@ -31,13 +31,12 @@ sanitize: $(STAMP) ## The C++ tests and the whole native core under the address,
 
 bench: $(STAMP) ## Measure again what bench/results/ holds
 	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
-	$(BIN)/python -m bench convert
-	$(BIN)/python -m bench dense
-	$(BIN)/python -m bench tiers
-	$(BIN)/python -m bench sparse
-	$(BIN)/python -m bench host
-	$(BIN)/python -m bench state
-	$(BIN)/python -m bench serve
+	$(BIN)/jaxrank bench all --suites convert,dense,tiers,sparse,host,state,serve
+	$(BIN)/jaxrank bench report --page docs/performance.md
+
+bench-check: $(STAMP) ## Measure ratios again, and fail where one is over 10% worse than in bench/results/
+	-$(BIN)/jaxrank bench all --suites dense,sparse,serve --out .cache/bench/check
+	$(BIN)/jaxrank bench compare --ratios bench/results .cache/bench/check
 
 faults: $(STAMP) ## 50,000 hostile requests and 1,000 damaged bundles; make test sends a few of them
 	JAXRANK_FUZZED_RPCS=50000 JAXRANK_FAULTS_RESULTS=bench/results/faults.json JAXRANK_DAMAGED_BUNDLES=1000 $(BIN)/python -m pytest -s --timeout=0 tests/faults

@@ -3,6 +3,9 @@
 import importlib
 import sys
 
+from bench.results import ResultsError
+from jaxrank.errors import JaxrankError
+
 SUITES = {
     "dense": "the dense half against TensorFlow, XLA, ONNX Runtime and OpenVINO",
     "tiers": "lookups in memory, RocksDB and a Redis Cluster, and what failures cost",
@@ -15,6 +18,11 @@ SUITES = {
     "soak": "a server under 1.5 times its load while versions are swapped, every answer checked",
     "host": "the host half natively, on NumPy and in TensorFlow, and what it costs the allocator",
 }
+TOOLS = {
+    "shadow": "a server's answers beside those of the one whose place it is to take, with an exit code",
+    "agree": "whether two runs of one commit agree within their intervals",
+}
+"""What is no suite: it compares what is given."""
 _MODULES = {"host": "host_program"}
 """Of suites that are not their module's name."""
 
@@ -22,14 +30,36 @@ _MODULES = {"host": "host_program"}
 def main() -> None:
     """Hands the rest of the command line to the suite."""
     name, *rest = sys.argv[1:] or ["--help"]
-    if name not in SUITES:
-        listed = "\n".join(f"  {suite:10} {what}" for suite, what in SUITES.items())
+    if name not in SUITES | TOOLS:
+        listed = "\n".join(f"  {suite:10} {what}" for suite, what in (SUITES | TOOLS).items())
         usage = f"usage: python -m bench SUITE [OPTIONS]\n\nsuites:\n{listed}\n\nEach has its own --help."
         if name in ("-h", "--help"):
             print(usage)
             return
         raise SystemExit(f"there is no suite {name!r}\n\n{usage}")
-    importlib.import_module(f"bench.{_MODULES.get(name, name)}").main(rest)
+    try:
+        start(name, rest)
+    except JaxrankError as error:
+        raise SystemExit(f"error: {error}") from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("bench", "converters", "jaxrank", "mlir_pipeline", "serving"):
+            raise
+        raise SystemExit(
+            f"error: {error.name} is not installed; run: pip install 'jaxrank[bench]'"
+        ) from error
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Runs a suite in this process. Raises `ResultsError` where it needs the repository's tests and there is
+    no checkout."""
+    try:
+        importlib.import_module(f"bench.{_MODULES.get(name, name)}").main(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "tests":
+            raise
+        raise ResultsError(
+            f"the suite {name} measures models of the repository's tests: run it in a checkout"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What the converter takes, and what it costs: `python -m bench.convert` writes
-`bench/results/convert.json` and `docs/coverage.md`.
+"""What the converter takes, and what it costs: `python -m bench convert` writes `bench/results/convert.json`
+and, in a full run, `docs/coverage.md`.
 
 The zoo (`tests/zoo/`) is converted model by model and compared with TensorFlow on fresh requests; the ONNX
 package's node tests are run; a model with a table of more than 4 GiB is converted in a process of its own
@@ -22,8 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from rich.progress import Progress
 
-from bench.results import Figure, NotMeasured, write_results
+from bench.results import Figure, NotMeasured, ResultsError, write_results
 from jaxrank.cli.console import results_console
+from jaxrank.errors import JaxrankError
 
 if TYPE_CHECKING:
     from tests.converters.onnx_node.conformance import Counts
@@ -55,86 +56,134 @@ class Converted:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", type=Path, metavar="SAVED_MODEL", help="measure this model instead of the zoo"
+    )
     parser.add_argument(
         "--models", default="", help="only zoo models whose name has this text; writes nothing"
     )
+    parser.add_argument("--quick", action="store_true", help="every eighth model: does it still run?")
     parser.add_argument("--skip-table", action="store_true", help="leave the 4 GiB table out")
-    parser.add_argument("--table-step", choices=("save", "convert"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
+    parser.add_argument("--step", choices=("save", "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.table_step == "save":
+    if arguments.step == "save":
         save_large_model(arguments.directory / "saved_model")
-        return
-    if arguments.table_step == "convert":
-        print(convert_large_model(arguments.directory))
-        return
+    elif arguments.step:
+        print(convert_and_watch(arguments.directory, arguments.model))
+    elif arguments.model is not None:
+        _measure_one(arguments.model, arguments.out)
+    else:
+        _measure_zoo(arguments)
+
+
+def _measure_one(model: Path, out: Path) -> None:
+    """Converts the user's model in a process of its own."""
     console = results_console()
-    models = convert_zoo(arguments.models)
+    with console.status(f"converting {model}"), tempfile.TemporaryDirectory() as directory:
+        watched = _watched_conversion(Path(directory), model)
+    name = model.resolve().name
+    figures = [
+        Figure(name=f"{name}/convert_s", value=watched.seconds, unit="s", note="the whole process"),
+        Figure(name=f"{name}/peak_rss_mib", value=watched.peak_mib, unit="MiB"),
+        Figure(
+            name=f"{name}/max_abs_error", value=watched.error, unit="score",
+            note="certificate: absolute for scores up to 1, relative beyond",
+        ),
+    ]  # fmt: skip
+    write_results(out, "convert", f"python -m bench convert {name}", figures)
+    for figure in figures:
+        console.print(f"{figure.name:28} {figure.value:g} {figure.unit}", highlight=False)
+
+
+def _measure_zoo(arguments: argparse.Namespace) -> None:
+    console = results_console()
+    every = 8 if arguments.quick else 1
+    models = convert_zoo(arguments.models, every)
     for model in models:
         console.print(
             f"{model.name:28} {model.seconds:6.1f} s  error {model.error:.1e}  {model.why}", highlight=False
         )
     if arguments.models:
         return
-    from tests.converters.onnx_node.conformance import counts
-
-    with console.status("ONNX node tests, a few minutes"):
-        onnx = counts()
     done = [m for m in models if not m.why]
+    missing = [NotMeasured(name=m.name, why=m.why) for m in models if m.why]
     figures = [
         Figure(name="zoo_models", value=len(models), unit="models"),
         Figure(name="zoo_converted", value=len(done), unit="models"),
-        Figure(
-            name="zoo_max_abs_error",
-            value=max(m.error for m in done),
-            unit="",
-            note="absolute for scores up to 1, relative beyond; certificates and fresh "
-            "requests of 1, 50 and 400 candidates",
-        ),
-        Figure(name="zoo_slowest_s", value=max(m.seconds for m in done), unit="s"),
-        Figure(
-            name="onnx_node_tests",
-            value=onnx.in_scope,
-            unit="tests",
-            note=f"with plain tensors, of {onnx.total} in the package",
-        ),
-        Figure(
-            name="onnx_node_passed",
-            value=onnx.passed,
-            unit="tests",
-            note=f"{onnx.folded} of them are evaluated while converting and leave no code",
-        ),
     ]
-    missing: list[NotMeasured] = []
-    if arguments.skip_table:
-        missing.append(NotMeasured(name="peak_rss_mib_4gib_table", why="--skip-table"))
+    if done:
+        figures += [
+            Figure(
+                name="zoo_max_abs_error",
+                value=max(m.error for m in done),
+                unit="",
+                note="absolute for scores up to 1, relative beyond; certificates and fresh "
+                "requests of 1, 50 and 400 candidates",
+            ),
+            Figure(name="zoo_slowest_s", value=max(m.seconds for m in done), unit="s"),
+        ]
+    onnx = None
+    if arguments.quick:
+        missing += [NotMeasured(name=name, why="--quick") for name in ("onnx_node_tests", "onnx_node_passed")]
+    else:
+        from tests.converters.onnx_node.conformance import counts
+
+        with console.status("ONNX node tests, a few minutes"):
+            onnx = counts()
+        figures += [
+            Figure(
+                name="onnx_node_tests",
+                value=onnx.in_scope,
+                unit="tests",
+                note=f"with plain tensors, of {onnx.total} in the package",
+            ),
+            Figure(
+                name="onnx_node_passed",
+                value=onnx.passed,
+                unit="tests",
+                note=f"{onnx.folded} of them are evaluated while converting and leave no code",
+            ),
+        ]
+    if arguments.skip_table or arguments.quick:
+        why = "--quick" if arguments.quick else "--skip-table"
+        names = ("peak_rss_mib_4gib_table", "convert_4gib_table_s")
+        missing += [NotMeasured(name=name, why=why) for name in names]
     else:
         with console.status("a table of more than 4 GiB"):
-            peak, seconds = large_table()
+            watched = large_table()
         figures += [
             Figure(
                 name="peak_rss_mib_4gib_table",
-                value=peak,
+                value=watched.peak_mib,
                 unit="MiB",
                 note=f"of the converting process, for a table of {TABLE_ROWS} x {TABLE_DIM} float32",
             ),
-            Figure(name="convert_4gib_table_s", value=seconds, unit="s"),
+            Figure(name="convert_4gib_table_s", value=watched.seconds, unit="s"),
         ]
-    write_results(RESULTS, "convert", "python -m bench.convert", figures, missing)
-    COVERAGE.write_text(coverage_page(models, onnx))
+    command = "python -m bench convert" + (" --quick" if arguments.quick else "")
+    write_results(arguments.out, "convert", command, figures, missing)
+    if onnx is not None and arguments.out == RESULTS:
+        COVERAGE.write_text(coverage_page(models, onnx))
     for figure in figures:
         console.print(f"{figure.name:28} {figure.value:g} {figure.unit}", highlight=False)
 
 
-def convert_zoo(only: str = "") -> list[Converted]:
-    """Converts every zoo model (or those whose name has `only`) and scores fresh requests with the result."""
+def convert_zoo(only: str = "", every: int = 1) -> list[Converted]:
+    """Converts every zoo model, or one of `every` of those whose name has `only`, and scores fresh requests
+    with the result."""
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
     from tests.zoo import ZOO
 
-    chosen = [m for m in ZOO if only in m.name]
+    chosen = [m for m in ZOO if only in m.name][::every]
     found = []
     with Progress() as progress, tempfile.TemporaryDirectory() as directory:
         task = progress.add_task("zoo", total=len(chosen))
@@ -178,14 +227,32 @@ def _convert_one(model: "ZooModel", directory: Path) -> Converted:
     )
 
 
-def large_table() -> tuple[float, float]:
-    """Peak resident memory (MiB) and seconds of the conversion of a model with a table of more than 4 GiB."""
+@dataclass(frozen=True)
+class Watched:
+    """A conversion in a process of its own: `seconds` are all of it, `error` is its certificate's."""
+
+    peak_mib: float
+    error: float
+    seconds: float
+
+
+def large_table() -> Watched:
+    """The conversion of a model with a table of more than 4 GiB."""
     with tempfile.TemporaryDirectory() as directory:
-        step = [sys.executable, "-m", "bench.convert", "--directory", directory, "--table-step"]
-        subprocess.run([*step, "save"], check=True)
-        start = time.monotonic()
-        done = subprocess.run([*step, "convert"], check=True, capture_output=True, text=True)
-        return float(done.stdout.split()[-1]), time.monotonic() - start
+        step = [sys.executable, "-m", "bench", "convert", "--directory", directory, "--step", "save"]
+        subprocess.run(step, check=True)
+        return _watched_conversion(Path(directory), Path(directory) / "saved_model")
+
+
+def _watched_conversion(directory: Path, model: Path) -> Watched:
+    """Raises `ResultsError` with the converter's message where it refuses the model."""
+    step = [sys.executable, "-m", "bench", "convert", str(model), "--directory", str(directory)]
+    start = time.monotonic()
+    done = subprocess.run([*step, "--step", "convert"], capture_output=True, text=True)
+    if done.returncode:
+        raise ResultsError(f"{model} was not converted: {done.stderr.strip().splitlines()[-1]}")
+    peak, error = map(float, done.stdout.split()[-2:])
+    return Watched(peak, error, time.monotonic() - start)
 
 
 def save_large_model(path: Path, rows: int = TABLE_ROWS, dim: int = TABLE_DIM) -> None:
@@ -224,12 +291,16 @@ def save_large_model(path: Path, rows: int = TABLE_ROWS, dim: int = TABLE_DIM) -
     tf.saved_model.save(module, str(path), signatures=score)
 
 
-def convert_large_model(directory: Path) -> float:
-    """Converts what `save_large_model` wrote; returns this process's peak resident memory in MiB."""
+def convert_and_watch(directory: Path, model: Path) -> str:
+    """Converts a model into `directory / "bundle"`: this process's peak resident memory in MiB, and the
+    certificate's error."""
     from converters.convert import convert
 
-    convert(directory / "saved_model", directory / "bundle")
-    return peak_memory_mib()
+    try:
+        manifest = convert(model, directory / "bundle")
+    except JaxrankError as error:
+        raise SystemExit(" ".join(str(error).split())) from error
+    return f"{peak_memory_mib()} {manifest.certificate.max_abs_error}"
 
 
 def peak_memory_mib() -> float:
@@ -244,7 +315,7 @@ def coverage_page(models: list[Converted], onnx: "Counts") -> str:
     lines = [
         "# What converts",
         "",
-        "Written by `python -m bench.convert`; figures in `bench/results/convert.json`. Every model is "
+        "Written by `python -m bench convert`; figures in `bench/results/convert.json`. Every model is "
         "saved by",
         "TensorFlow in the style named, converted, certified, and scored on fresh requests of 1, 50 and 400",
         f"candidates. {len(done)} of {len(models)} convert; the largest error of any output is "

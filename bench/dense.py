@@ -1,10 +1,13 @@
 """The dense half against what a team would otherwise run: `python -m bench dense`.
 
 Models of production width (bench/dense_models.py) are saved by TensorFlow, converted and compiled, each only
-where something has changed, then timed beside five other engines (bench/peers.py) at several numbers of
-candidates, in turns in one process. No engine is timed before its scores are TensorFlow's. Writes
-`bench/results/dense.json` after every model, and at the end a table, a plot beside the JSON, and
-`docs/performance.md`.
+where something has changed, then timed beside five other engines (bench/peers.py), and those of
+bench/optional_peers.py that are installed, at several numbers of candidates, in turns in one process. No
+engine is timed before its scores are TensorFlow's. Writes `bench/results/dense.json` after every model, and a
+table at the end.
+
+With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, on requests
+that its certificate has.
 """
 
 import argparse
@@ -21,15 +24,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.results import NotMeasured, write_results
-from bench.timing import Timing, interleaved
+from bench.timing import Timing, interleaved, pinned
 from jaxrank.cli.console import results_console
+from jaxrank.errors import JaxrankError
+from jaxrank.targets import choose_target
 
 if TYPE_CHECKING:
     from bench.dense_build import Built
     from bench.dense_models import DenseModel
     from bench.peers import Prepare, Task
+    from bench.user_models import UserModel
 
-RESULTS, PAGE = Path("bench/results/dense.json"), Path("docs/performance.md")
+RESULTS = Path("bench/results/dense.json")
 WORK = Path(".cache/bench")
 SIZES = (1, 50, 200, 1000, 5000)
 STATIC_SIZES = (200, 1000)
@@ -58,11 +64,14 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)
     times: dict[int, dict[str, Timing]] = field(default_factory=dict)
     """By number of candidates, by engine."""
-    dynamic_over_static: dict[int, float] = field(default_factory=dict)
+    dynamic_and_static: dict[int, tuple[Timing, Timing]] = field(default_factory=dict)
+    """By number of candidates: our module, and one for exactly that number."""
     engine: str = ""
     """That `--engine auto` chose."""
     error: float = 0.0
     """Largest of our engine's differences from TensorFlow."""
+    tolerance: float = TOLERANCE
+    """Largest that an engine may have to be timed."""
     missing: list[NotMeasured] = field(default_factory=list)
 
     def speedup(self, rows: int, engine: str) -> float | None:
@@ -98,19 +107,21 @@ def effort(rows: int, quick: bool) -> Effort:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = _arguments(argv)
+    try:
+        with pinned(arguments.cores):
+            _run(arguments)
+    except JaxrankError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
     console = results_console()
     from bench.peers import limit_tensorflow_threads
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
     limit_tensorflow_threads()
-    from bench.dense_models import MODELS
-
-    chosen = [m for m in MODELS if not arguments.models or m.name in arguments.models]
-    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
-    if unknown:
-        known = ", ".join(m.name for m in MODELS)
-        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
+    chosen = _models(arguments)
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -139,6 +150,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     _report(console, measured, arguments)
 
 
+def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]":
+    if arguments.model is not None:
+        from bench.user_models import open_model
+
+        return [open_model(arguments.model, arguments.work, print, arguments.saved_model)]
+    from bench.dense_models import MODELS
+    from bench.profiles import PROFILES
+
+    known = {m.name: m for m in (*MODELS, *(p.model() for p in PROFILES))}
+    if unknown := sorted(set(arguments.models) - set(known)):
+        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {', '.join(known)}")
+    return [known[name] for name in arguments.models] or list(MODELS)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench dense",
@@ -147,11 +172,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="examples:\n"
         "  python -m bench dense                                    everything, about half an hour\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
-        "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n\n"
-        "docs/performance.md is written only for a full run: all models and sizes, no --quick, no --out.",
+        "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
+        "  python -m bench dense models/ranker/1 --out mine/dense.json",
     )
+    add_model_arguments(parser)
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="din, bst, mmoe, ple, dlrm, dcn_v2 (all)"
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="din, bst, mmoe, ple, dlrm, dcn_v2 (all of these), or a profile: feed, ads, article",
     )
     parser.add_argument(
         "--sizes", nargs="+", type=_size, default=list(SIZES), metavar="N",
@@ -162,8 +192,32 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; with MODEL dense.json)"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.model is not None and arguments.models:
+        parser.error("give either MODEL or --models")
+    arguments.out = arguments.out or (RESULTS if arguments.model is None else Path(RESULTS.name))
+    return arguments
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL and what belongs to it, and the cores."""
+    parser.add_argument(
+        "--cores", type=int, metavar="N", help="keep everything on the first N cores (all that there are)"
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="a bundle or SavedModel to measure instead of ours",
+    )
+    parser.add_argument(
+        "--saved-model", type=Path, metavar="DIR",
+        help="the SavedModel that the bundle MODEL was made of, if it is not where the bundle says",
+    )  # fmt: skip
 
 
 def _size(text: str) -> int:
@@ -187,7 +241,7 @@ class _Turns:
 
 def measure(
     found: Measured,
-    model: "DenseModel",
+    model: "DenseModel | UserModel",
     work: Path,
     sizes: Sequence[int],
     quick: bool,
@@ -198,27 +252,34 @@ def measure(
 
     Raises `JaxrankError` where the model cannot be built.
     """
-    from bench.dense_build import build
-    from bench.dense_graph import cut_dense_graph
+    from bench.dense_build import Scores, build
+    from bench.optional_peers import OPTIONAL
     from bench.peers import ENGINES, Task
-    from converters.loaders import load
+    from bench.user_models import UserModel, UserModelError
     from serving.host import HostProgramRunner
 
     built = build(model, work, status, engine="auto")
-    found.engine = built.manifest.chosen_engines["cpu"]
+    target = choose_target(built.bundle, built.manifest, "cpu")
+    found.engine = target.engine
+    found.tolerance = max(TOLERANCE, built.manifest.certificate.tolerance)
     host = HostProgramRunner(built.bundle, built.manifest)
     found.columns = (host.program.width("request"), host.program.width("candidate"))
     if flops := built.manifest.flops:
         found.mflop = (flops.source_per_candidate / 1e6, flops.request / 1e6, flops.candidate / 1e6)
     found.seconds = built.seconds
     status(f"{model.name}: preparing engines")
-    task = Task(built.bundle, built.manifest, cut_dense_graph(built.saved))
-    engines = prepare_engines(ENGINES, task, found)
-    source = load(built.saved)
+    task = Task.of(built)
+    if not task.outputs:
+        raise UserModelError("the host makes every output of this model: there is no dense half to measure")
+    engines = prepare_engines({**ENGINES, **OPTIONAL}, task, found)
+    scores = Scores(model, built)
     for rows in sizes:
-        features = model.request(rows, _SEED + rows)
-        expected = source.predict(features)
-        wanted = [expected[name] for name in task.graph.outputs]
+        try:
+            features, expected = scores.request(rows, _SEED + rows)
+        except JaxrankError as error:
+            found.missing.append(NotMeasured(name=f"{found.name}/{rows}", why=_first_line(error)))
+            continue
+        wanted = [expected[name] for name in task.outputs]
         status(f"{model.name}: checking engines at {rows} candidates")
         calls = {}
         for name, prepare in engines.items():
@@ -232,9 +293,9 @@ def measure(
         found.times[rows] = interleaved(
             calls, rounds=how.rounds, per_round=how.per_round, warm=how.warm, advance=turns or (lambda: None)
         )
-    if not quick:
+    if not quick and not isinstance(model, UserModel):
         for rows in STATIC_SIZES:
-            found.dynamic_over_static[rows] = dynamic_over_static(built, model, rows, status)
+            found.dynamic_and_static[rows] = dynamic_and_static(built, model, rows, status)
     found.seconds = built.seconds
 
 
@@ -242,12 +303,15 @@ def prepare_engines(
     engines: Mapping[str, Callable[["Task"], "Prepare"]], task: "Task", found: Measured
 ) -> dict[str, "Prepare"]:
     """The engines that can run the task here; the others are listed as not measured, with the reason."""
+    from bench.optional_peers import PACKAGES
+
     ready = {}
     for name, make in engines.items():
         try:
             ready[name] = make(task)
         except ImportError as error:
-            why = f"{error}; pip install 'jaxrank[bench]'"
+            package = PACKAGES.get(name, "'jaxrank[bench]'")
+            why = f"{error}; pip install {package}"
             found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=why))
         except Exception as error:  # engines raise whatever they like
             found.missing.append(NotMeasured(name=f"{found.name}/{name}", why=_first_line(error)))
@@ -268,8 +332,8 @@ def checked(
         return None
     if name == OUR_NAME:
         found.error = max(found.error, error)
-    if not error <= TOLERANCE:
-        why = f"refused: its scores differ from TensorFlow's by {error:.1e}, more than {TOLERANCE:.0e}"
+    if not error <= found.tolerance:
+        why = f"refused: its scores differ from TensorFlow's by {error:.1e}, more than {found.tolerance:.0e}"
         found.missing.append(NotMeasured(name=figure, why=why))
         return None
     return call
@@ -287,9 +351,11 @@ def largest_error(outputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -
     return worst
 
 
-def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: Status) -> float:
-    """Time of a request of `rows` candidates on one stream of IREE's engine, as it plans it for the module
-    that takes any number, over that of a module compiled for exactly `rows`, which takes them in one call."""
+def dynamic_and_static(
+    built: "Built", model: "DenseModel", rows: int, status: Status
+) -> tuple[Timing, Timing]:
+    """A request of `rows` candidates on one stream of IREE's engine, as it plans it for the module that takes
+    any number, and on a module compiled for exactly `rows`, which takes them in one call."""
     from bench.dense_build import build_static
     from serving.engines import load_engine
     from serving.host import HostProgramRunner
@@ -304,7 +370,7 @@ def dynamic_over_static(built: "Built", model: "DenseModel", rows: int, status: 
     try:
         calls = {"dynamic": lambda: dynamic.run(blocks), "static": lambda: static.run(blocks)}
         times = interleaved(calls, rounds=12, per_round=2)
-        return times["dynamic"].median / times["static"].median
+        return times["dynamic"], times["static"]
     finally:
         dynamic.close()
         static.close()
@@ -318,7 +384,9 @@ def _first_line(error: BaseException) -> str:
 def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
     from bench.dense_report import figures
 
-    command = "python -m bench dense" + (" --quick" if arguments.quick else "")
+    command = "python -m bench dense" + (f" {arguments.model}" if arguments.model is not None else "")
+    command += " --quick" if arguments.quick else ""
+    command += f" --cores {arguments.cores}" if arguments.cores is not None else ""
     command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
     command += "" if tuple(arguments.sizes) == SIZES else f" --sizes {' '.join(map(str, arguments.sizes))}"
     found, missing = figures(measured)
@@ -326,7 +394,7 @@ def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespa
 
 
 def _report(console: Console, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
-    from bench.dense_report import figures, page, plot, table
+    from bench.dense_report import figures, table
 
     console.print(table(measured))
     for figure in figures(measured)[0]:
@@ -334,10 +402,4 @@ def _report(console: Console, measured: Sequence[Measured], arguments: argparse.
             console.print(f"{figure.name:42} {figure.value:.4g} {figure.unit}", highlight=False)
     for missing in figures(measured)[1]:
         console.print(f"not measured: {missing.name}: {missing.why}", highlight=False)
-    try:
-        plot(measured, arguments.out.with_suffix(".png"))
-    except ImportError as error:
-        console.print(f"no plot: {error}; pip install 'jaxrank[bench]'")
-    whole = not arguments.models and tuple(arguments.sizes) == SIZES and arguments.out == RESULTS
-    if whole and not arguments.quick:
-        PAGE.write_text(page(measured))
+    console.print(f"figures are in {arguments.out}; `jaxrank bench report` draws them", highlight=False)

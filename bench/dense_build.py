@@ -13,16 +13,21 @@ again.
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
-from bench.dense_models import DenseModel
+from bench.user_models import UserModel, UserModelError
 from jaxrank import bundle as files
 from jaxrank.manifest import Manifest
+
+if TYPE_CHECKING:
+    from bench.dense_models import DenseModel
 
 ROOT = Path(__file__).parents[1]
 _MODEL_SOURCES = (
@@ -49,23 +54,33 @@ class Built:
     """One model on disk. `seconds` are those of `convert`, `compile` and `static_<N>`, of this run or of the
     one that made them."""
 
-    model: DenseModel
-    saved: Path
+    name: str
+    source: Path | None
+    """The TensorFlow model."""
     bundle: Path
     manifest: Manifest
     seconds: dict[str, float]
     directory: Path
+    no_source: str = ""
+    """Why there is no TensorFlow model."""
+
+    @property
+    def saved(self) -> Path:
+        """The TensorFlow model. Raises `UserModelError` where there is none."""
+        if self.source is None:
+            raise UserModelError(self.no_source)
+        return self.source
 
 
 def build(
-    model: DenseModel,
+    model: "DenseModel | UserModel",
     work: Path,
     progress: Callable[[str], None] = lambda text: None,
     target: str = "cpu",
     engine: str = "iree",
 ) -> Built:
     """Saves, converts and compiles a model for a target and an engine (`auto`: the fastest here), each only
-    where what it is made from has changed.
+    where what it is made from has changed. A user's own model comes built.
 
     Raises `JaxrankError`: what the converter or the compiler refuses.
     """
@@ -73,11 +88,13 @@ def build(
     from mlir_pipeline.compile import compile_bundle
     from mlir_pipeline.engines import AUTO, parse_engines
 
+    if isinstance(model, UserModel):
+        return model.built
     directory = work / model.name
     directory.mkdir(parents=True, exist_ok=True)
     suffix = "" if target == "cpu" else f"_{target.replace(':', '-')}"
     saved, converted, bundle = (directory / n for n in ("saved_model", "converted", f"bundle{suffix}"))
-    stamps = _Stamps(directory / "stamps.json")
+    stamps = Stamps(directory / "stamps.json")
 
     def make_converted() -> None:
         shutil.rmtree(saved, ignore_errors=True)
@@ -92,10 +109,42 @@ def build(
         shutil.copytree(converted, bundle)
         compile_bundle(bundle, [target], engines=parse_engines(engine), compare=engine == AUTO)
 
-    first = _key("convert", f"{model.inputs}", *_MODEL_SOURCES, "converters", "jaxrank")
+    first = key_of("convert", f"{model.inputs}", *_MODEL_SOURCES, "converters", "jaxrank")
     stamps.make("convert", first, [converted], make_converted)
-    stamps.make(f"compile{suffix}", _key("compile", first, "mlir_pipeline", engine), [bundle], make_bundle)
-    return Built(model, saved, bundle, files.verify(bundle), stamps.seconds, directory)
+    stamps.make(f"compile{suffix}", key_of("compile", first, "mlir_pipeline", engine), [bundle], make_bundle)
+    return Built(model.name, saved, bundle, files.verify(bundle), stamps.seconds, directory)
+
+
+class Scores:
+    """Requests to a model, with TensorFlow's scores."""
+
+    def __init__(self, model: "DenseModel | UserModel", built: "Built") -> None:
+        from converters.loaders import load
+
+        self._model, self._built = model, built
+        signature = built.manifest.signature
+        outputs = [t.name for t in signature.outputs]
+        self._source = None if built.no_source else load(built.saved, signature.name, outputs=outputs)
+
+    def request(self, rows: int, seed: int) -> tuple[dict[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """Features and scores. Raises `UserModelError` for a number of candidates whose scores are not
+        known."""
+        from converters.examples import repeat_request_rows
+
+        manifest = self._built.manifest
+        if rows > manifest.max_candidates:
+            raise UserModelError(f"the bundle takes at most {manifest.max_candidates} candidates")
+        if self._source is not None:
+            features = self._model.request(rows, seed)
+            return features, self._source.predict(repeat_request_rows(manifest.signature, features))
+        assert isinstance(self._model, UserModel)
+        example = self._model.example(rows, seed)
+        if not example.outputs:
+            raise UserModelError(
+                f"the model mixes candidates, and {self._built.no_source}: TensorFlow's scores of {rows} "
+                "candidates are not known"
+            )
+        return dict(example.features), example.outputs
 
 
 def build_static(built: Built, rows: int, progress: Callable[[str], None] = lambda text: None) -> Manifest:
@@ -103,15 +152,15 @@ def build_static(built: Built, rows: int, progress: Callable[[str], None] = lamb
 
     Returns a manifest with which `serving.engines.load_engine` opens that directory.
     """
-    stamps = _Stamps(built.directory / "stamps.json")
+    stamps = Stamps(built.directory / "stamps.json")
     directory = built.directory / f"static_{rows}"
 
     def make() -> None:
-        progress(f"{built.model.name}: compiling for exactly {rows} candidates")
+        progress(f"{built.name}: compiling for exactly {rows} candidates")
         shutil.rmtree(directory, ignore_errors=True)
         _compile_static(built, rows, directory)
 
-    key = _key("compile", stamps.key("compile"), str(rows), "mlir_pipeline", "bench/dense_build.py")
+    key = key_of("compile", stamps.key("compile"), str(rows), "mlir_pipeline", "bench/dense_build.py")
     stamps.make(directory.name, key, [directory], make)
     built.seconds.update(stamps.seconds)
     return msgspec.json.decode((directory / files.MANIFEST).read_bytes(), type=Manifest)
@@ -152,8 +201,8 @@ def _compile_static(built: Built, rows: int, directory: Path) -> None:
     files.write_json(directory / files.MANIFEST, manifest)
 
 
-class _Stamps:
-    """The stamps of one model's directory."""
+class Stamps:
+    """What is in one model's directory, and what it was made from."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,7 +226,7 @@ class _Stamps:
         files.write_json(self.path, self.held)
 
 
-def _key(step: str, *sources: str) -> str:
+def key_of(step: str, *sources: str) -> str:
     """Digest of package versions, of the files named (or under the folders named), and of other text."""
     digest = hashlib.sha256()
     for package in _PACKAGES[step]:

@@ -7,6 +7,7 @@ begins with that repetition; where it does so after, the repetition stays where 
 does here what it does in TensorFlow Serving, without the lookups.
 """
 
+import glob
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from converters.flat_graph import FlatGraph
 from converters.loaders import load
 from converters.plan import Plan, make_plan
 from jaxrank.host_program import BlockColumn, HostProgram
+from jaxrank.manifest import Manifest
 
 OPSET = 18
 
@@ -70,12 +72,15 @@ class DenseGraph:
         return model.SerializeToString()
 
 
-def cut_dense_graph(saved_model: Path) -> DenseGraph:
-    """The dense half of a SavedModel, cut where the converter cuts it.
+def cut_dense_graph(saved_model: Path, manifest: Manifest) -> DenseGraph:
+    """The dense half of a bundle's SavedModel, cut where the converter cuts it.
 
     Raises `ConversionError` where the cut at one row does not separate the graph at any number of rows.
     """
-    plan = make_plan(load(saved_model))
+    signature = manifest.signature
+    outputs = [t.name for t in signature.outputs]
+    of_request = sorted({glob.escape(t.feature or t.name) for t in signature.inputs if t.scope == "request"})
+    plan = make_plan(load(saved_model, signature.name, outputs=outputs), request_inputs=of_request)
     layout, live = plan.layouts[0], plan.model.live.flat
     columns = plan.program.columns
     names = [f"{layout.flat.source_name(t.op)}:{t.value_index}" for t in layout.frontier.crossing]

@@ -44,6 +44,12 @@ class DenseModel:
     shape: str
     """Its sizes, for people."""
 
+    candidates: int = 200
+    """Of a request in the suite `serve`."""
+
+    slo_ms: float = 100.0
+    """Within which 99% of all requests are to be answered."""
+
     def save(self, directory: Path) -> Path:
         """Writes the SavedModel, its weights drawn as trained ones are. Returns its path."""
         specs = {n: spec(FLOAT if _is_number(n) else INT, *s) for n, s in self.inputs.items()}

@@ -13,19 +13,24 @@ padding and copies are part of its time. All may use every core.
 | `jax` | the bundle's Flax module under `jax.jit` | padded; four sizes for each power of two |
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.dense_graph import DenseGraph, dense_inputs
+from bench.dense_graph import DenseGraph, cut_dense_graph, dense_inputs
+from bench.user_models import UserModelError
 from jaxrank import bundle as files
+from jaxrank.errors import JaxrankError
 from jaxrank.manifest import Manifest
+from serving.cores import usable_cores
 from serving.host.program import FeatureBlocks
+
+if TYPE_CHECKING:
+    from bench.dense_build import Built
 
 Call = Callable[[], list[np.ndarray]]
 Prepare = Callable[[FeatureBlocks], Call]
@@ -38,10 +43,39 @@ class Task:
 
     bundle: Path
     manifest: Manifest
-    graph: DenseGraph
+    tensorflow: DenseGraph | JaxrankError
+    """Its graph, or why there is none."""
+
+    @classmethod
+    def of(cls, built: "Built") -> "Task":
+        """Of a model on disk."""
+        columns = files.read_host_program(built.bundle).columns
+        try:
+            graph = cut_dense_graph(built.saved, built.manifest)
+        except JaxrankError as error:
+            return cls(built.bundle, built.manifest, error)
+        if [(c.scope, c.shape, c.dtype) for c in graph.columns] == [
+            (c.scope, c.shape, c.dtype) for c in columns
+        ]:
+            return cls(built.bundle, built.manifest, graph)
+        why = f"the bundle's dense half begins elsewhere than that of {built.saved} converted without options"
+        return cls(built.bundle, built.manifest, UserModelError(why))
+
+    @property
+    def graph(self) -> DenseGraph:
+        """Raises `JaxrankError` where the model's TensorFlow graph is not known."""
+        if isinstance(self.tensorflow, JaxrankError):
+            raise self.tensorflow
+        return self.tensorflow
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the scores, in the order of every engine."""
+        by_host = {o.output for o in files.read_host_program(self.bundle).outputs}
+        return [t.name for t in self.manifest.signature.outputs if t.name not in by_host]
 
 
-CORES = os.cpu_count() or 1
+CORES = usable_cores()
 
 
 def jaxrank_engine(task: Task) -> Prepare:
@@ -96,7 +130,7 @@ def tensorflow_engine(task: Task, jit_compile: bool = False) -> Prepare:
     concrete = function.get_concrete_function()
 
     def prepare(blocks: FeatureBlocks) -> Call:
-        inputs = _dense_inputs(task, blocks)
+        inputs = dense_inputs_of(task, blocks)
 
         def call() -> list[np.ndarray]:
             found: Any = (function if jit_compile else concrete)(*(tf.constant(i) for i in inputs))
@@ -119,7 +153,7 @@ def onnxruntime_engine(task: Task) -> Prepare:
     names = [f"{s.name}:0" for s in task.graph.specs]
 
     def prepare(blocks: FeatureBlocks) -> Call:
-        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+        inputs = dict(zip(names, dense_inputs_of(task, blocks), strict=True))
         return lambda: [np.asarray(value) for value in session.run(None, inputs)]
 
     return prepare
@@ -145,7 +179,7 @@ def openvino_engine(task: Task) -> Prepare:
 
     def prepare(blocks: FeatureBlocks) -> Call:
         request = compiled(len(blocks.candidate))
-        inputs = dict(zip(names, _dense_inputs(task, blocks), strict=True))
+        inputs = dict(zip(names, dense_inputs_of(task, blocks), strict=True))
 
         def call() -> list[np.ndarray]:
             found = request.infer(inputs, share_inputs=True, share_outputs=False)
@@ -167,7 +201,7 @@ def jax_engine(task: Task) -> Prepare:
 
     def prepare(blocks: FeatureBlocks) -> Call:
         rows = len(blocks.candidate)
-        padding = padded(rows) - rows
+        padding = padded(rows) - rows if task.manifest.row_wise else 0
 
         def call() -> list[np.ndarray]:
             candidate = np.pad(blocks.candidate, ((0, padding), (0, 0))) if padding else blocks.candidate
@@ -185,7 +219,8 @@ def padded(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _dense_inputs(task: Task, blocks: FeatureBlocks) -> list[np.ndarray]:
+def dense_inputs_of(task: Task, blocks: FeatureBlocks) -> list[np.ndarray]:
+    """What TensorFlow's graph of the dense half takes, in order."""
     return dense_inputs(files.read_host_program(task.bundle), blocks.request, blocks.candidate)
 
 

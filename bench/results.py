@@ -7,8 +7,12 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
+
+from jaxrank.errors import JaxrankError
+from serving.cores import affinity
 
 _PACKAGES = (
     "jaxrank",
@@ -27,7 +31,11 @@ _PACKAGES = (
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured value; `lo` and `hi` bound the middle 90% of `runs` where there was more than one."""
+    """One measured value.
+
+    `lo` and `hi` hold it with 95% confidence where it comes of timings (bench/timing.py); of other figures
+    they are what the note says, or the least and the largest of `runs`.
+    """
 
     name: str
     value: float
@@ -45,20 +53,77 @@ class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """One suite's file."""
+
+    suite: str
+    command: str
+    commit: str
+    date: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    figures: list[Figure]
+    not_measured: list[NotMeasured]
+
+    def figure(self, name: str) -> Figure | None:
+        """The figure of that name, if it was measured."""
+        return next((f for f in self.figures if f.name == name), None)
+
+
+class ResultsError(JaxrankError):
+    """A results file is missing, is not one, or says nothing."""
+
+
+REPORT = "report"
+"""Stem of the files that `jaxrank bench report` makes of the others in their directory."""
+
+
+def read_results(path: Path) -> Results:
+    """One suite's file. Raises `ResultsError`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Results)
+    except OSError as error:
+        raise ResultsError(
+            f"{path}: {error.strerror}; `jaxrank bench all --out DIR` writes results"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise ResultsError(
+            f"{path} is not a results file of this version: {error}. Measure again, or read it with the "
+            "version that wrote it"
+        ) from error
+
+
+def read_all(path: Path) -> dict[str, Results]:
+    """By suite: one file, or every results file of a directory. Raises `ResultsError`, also where two files
+    are of one suite."""
+    files = [path]
+    if path.is_dir():
+        files = [p for p in sorted(path.glob("*.json")) if p.stem != REPORT]
+        if not files:
+            raise ResultsError(f"{path} has no results; `jaxrank bench all --out {path}` writes them")
+    found: dict[str, Results] = {}
+    for file in files:
+        results = read_results(file)
+        if results.suite in found:
+            raise ResultsError(f"{path} has two files of the suite {results.suite}; keep one of them")
+        found[results.suite] = results
+    return found
+
+
 def write_results(
     path: Path, suite: str, command: str, figures: Sequence[Figure], not_measured: Sequence[NotMeasured] = ()
 ) -> None:
     """Writes one suite's file in one step."""
-    document = {
-        "suite": suite,
-        "command": command,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "figures": list(figures),
-        "not_measured": list(not_measured),
-    }
+    document = Results(
+        suite=suite,
+        command=command,
+        commit=commit(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=dict(machine()),
+        versions={name: version for name in _PACKAGES if (version := _version(name))},
+        figures=list(figures),
+        not_measured=list(not_measured),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(".tmp")
     work.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
@@ -70,10 +135,9 @@ def read_figures(path: Path) -> dict[str, Figure]:
     none where there is no file."""
     if not path.is_file():
         return {}
-    document = msgspec.json.decode(path.read_bytes())
-    of = f"{document['suite']}, {document['commit']}, {document['date'][:10]}"
-    known = [msgspec.convert(figure, Figure) for figure in document["figures"]]
-    return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in known}
+    found = read_results(path)
+    of = f"{found.suite}, {found.commit}, {found.date[:10]}"
+    return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in found.figures}
 
 
 def machine() -> dict[str, str | int | None]:
@@ -81,6 +145,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "used_cores": affinity(),
         "system": platform.system(),
         "python": platform.python_version(),
     }

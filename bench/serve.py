@@ -1,60 +1,73 @@
 """A server under load, beside TensorFlow behind the same wire: `python -m bench serve`.
 
-Requests of 200 candidates arrive as a Poisson process over gRPC (bench/serve_load.py), from a process on the
-same machine, each of another user. For each model: TensorFlow's best setting of threads is found, both
-servers' scores are compared with TensorFlow's, and the largest rate at which 99% of all requests are answered
-within the promise is searched for both in turns. Then what a request costs beside the model, and how much is
-still answered in time beyond saturation, with degradation of the models and without. Writes
-`bench/results/serve.json` after every part, and a plot beside it; what `python -m bench soak`, `python -m
-bench loading` and `make faults` wrote is put into it, too.
+Requests of 200 candidates arrive over gRPC (bench/serve_load.py) as a Poisson process or another one
+(bench/workloads.py), from a process on the same machine, each of another user. For each model: TensorFlow's
+best setting of threads is found, both servers' scores are compared with TensorFlow's, and the largest rate at
+which 99% of all requests are answered within the promise is searched for both in turns. Then what a request
+costs beside the model, and how much is still answered in time beyond saturation, with degradation of the
+models and without. Writes `bench/results/serve.json` after every part, and a plot beside it; what `python -m
+bench soak`, `python -m bench loading` and `make faults` wrote is put into it, too.
+
+With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, without
+request state: its certificate has few users. A real TensorFlow Serving can be measured beside it, and
+recorded traffic sent as it came.
 """
 
 import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Union
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import grpc
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.dense import TOLERANCE, largest_error
+from bench.dense import TOLERANCE, add_model_arguments, largest_error
+from bench.dense_build import Built, build
 from bench.results import NotMeasured, write_results
-from bench.serve_load import Load, LoadClient, Requests, Sample, write_requests
+from bench.serve_load import Load, LoadClient, Sample
 from bench.serve_processes import Setting, clocked_server, jaxrank_server, settings, tensorflow_server
+from bench.serve_requests import (
+    KEPT_SECONDS,
+    USERS,
+    answer,
+    degradation_config,
+    first_scores,
+    replayed,
+    requests,
+    scores,
+)
 from bench.serve_search import Point, Search
+from bench.timing import pinned
+from bench.user_models import UserModel, open_model
+from bench.workloads import ARRIVALS, read_traffic
 from jaxrank.cli.console import results_console
+from jaxrank.errors import JaxrankError
+from jaxrank.targets import choose_target
 from serving.cores import usable_cores
 
 if TYPE_CHECKING:
-    from bench.dense_build import Built
     from bench.dense_models import DenseModel
 
 RESULTS, WORK = Path("bench/results/serve.json"), Path(".cache/bench")
-CANDIDATES = 200
 MODELS = ("din", "mmoe", "dlrm")
 OVERHEAD_MODEL = "dcn_v2"
 """Its request of 200 candidates has 62 KB."""
 OVERLOAD_MODEL = "mmoe"
-SLO_MS = 100.0
-OURS, TENSORFLOW = "jaxrank", "tensorflow"
+OURS, TENSORFLOW, TFS = "jaxrank", "tensorflow", "tensorflow_serving"
 PLAIN, DEGRADED = "without degradation", "with degradation"
-_USERS = 16_384
-"""Of one load. What a server makes of a user is kept for 5 s: at up to 3,276 requests a second nobody
-is found there again."""
-_CANDIDATES = 64
-"""Lists of candidates."""
-_KEPT_SECONDS = 5.0
-_SEED = 8_500
 _NO_DEADLINE = 60.0
 
+PARTS = ("throughput", "overhead", "overload")
 Status = Callable[[str], None]
+Model = Union["DenseModel", UserModel]
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Effort:
 
 
 FULL = Effort(6, 5.0, 2.5, 4.0, 5, (0.7, 0.9, 1.1, 2.0, 3.0), tuned=True)
+OWN = replace(FULL, multiples=(0.9, 1.1, 2.0))
 QUICK = Effort(2, 0.5, 0.25, 0.25, 2, (0.7, 2.0), tuned=False)
 
 
@@ -95,6 +109,8 @@ class Measured:
     closed: dict[str, float] = field(default_factory=dict)
     """Answers per second by server, with twice as many clients as cores; TensorFlow's by setting."""
     searches: dict[str, Search] = field(default_factory=dict)
+    replayed: dict[str, Sample] = field(default_factory=dict)
+    """Recorded traffic with its own timing, by server."""
 
 
 @dataclass
@@ -137,41 +153,60 @@ class Found:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    from bench.dense_models import MODELS as ZOO
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
     arguments = parse(argv)
-    known = {m.name: m for m in ZOO}
+    try:
+        with pinned(arguments.cores):
+            run(arguments, _zoo(arguments))
+    except JaxrankError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _zoo(arguments: argparse.Namespace) -> dict[str, Model]:
+    """Models by name: one's own, or ours."""
+    if arguments.model is not None:
+        own = open_model(arguments.model, arguments.work, print, arguments.saved_model, arguments.name)
+        arguments.models = [own.name]
+        arguments.overhead_model = arguments.overload_model = own.name
+        return {own.name: own}
+    from bench.dense_models import MODELS as ZOO
+    from bench.profiles import PROFILES
+
+    known = {m.name: m for m in (*ZOO, *(p.model() for p in PROFILES))}
     named = [*arguments.models, arguments.overhead_model, arguments.overload_model]
     if unknown := sorted(set(named) - set(known)):
         raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {', '.join(known)}")
-    run(arguments, known)
+    return {name: known[name] for name in named}
 
 
-def run(arguments: argparse.Namespace, zoo: dict[str, "DenseModel"]) -> None:
-    """Measures, writes and reports."""
+def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
+    """Measures, writes and reports. Raises `WorkloadError` for recorded traffic that cannot be sent."""
     from bench.serve_report import figures, plot, table
 
     console = results_console()
-    effort = QUICK if arguments.quick else FULL
-    found = Found(arguments.slo_ms, arguments.out.parent)
+    effort = QUICK if arguments.quick else FULL if arguments.model is None else OWN
+    slo_ms = arguments.slo_ms or min(zoo[name].slo_ms for name in arguments.models or zoo)
+    arguments.traffic = None
+    if arguments.replay is not None:
+        arguments.traffic = read_traffic(arguments.replay)
+        arguments.traffic.timed()
+    found = Found(slo_ms, arguments.out.parent)
     command = " ".join(["python -m bench serve", *(arguments.argv or ())])
     parts: list[tuple[str, Callable[[Status], None]]] = [
-        (
-            name,
-            lambda status, name=name: _throughput(found, zoo[name], arguments.work, effort, client, status),
-        )
-        for name in arguments.models
+        (name, lambda status, name=name: _throughput(found, zoo[name], arguments, effort, client, status))
+        for name in (arguments.models if "throughput" in arguments.parts else ())
     ]
     parts.append(
         ("overhead", lambda status: _overhead(found, zoo[arguments.overhead_model], arguments.work, effort,
                                               client, status))
     )  # fmt: skip
     parts.append(
-        ("overload", lambda status: _overload(found, zoo[arguments.overload_model], arguments.work, effort,
-                                              client, status))
+        ("overload", lambda status: _overload(found, zoo[arguments.overload_model], arguments, effort, client,
+                                              status))
     )  # fmt: skip
+    parts = [(name, part) for name, part in parts if name in arguments.parts or name in arguments.models]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, LoadClient() as client:
         task = progress.add_task("", total=len(parts))
@@ -200,60 +235,94 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  python -m bench serve                                          everything\n"
+        "  python -m bench serve --models article                         40 GFLOP a request, 300 ms\n"
+        "  python -m bench serve models/ranker/1 --out mine/serve.json    your model, in 5 minutes\n"
+        "  python -m bench serve models/ranker/1 --tfs-address tfs:8500 --replay recorded.tfrecord",
     )
+    add_model_arguments(parser)
+    parser.add_argument("--name", help="of MODEL in requests and figures (its directory's)")
     parser.add_argument(
         "--models", nargs="*", metavar="NAME",
-        help=f"whose throughput is compared ({', '.join(MODELS)}; with --quick {MODELS[0]})",
+        help=f"whose throughput is compared ({', '.join(MODELS)}; with --quick {MODELS[0]}): those of the suite "
+        "dense, and bench/profiles.py's",
     )  # fmt: skip
     parser.add_argument("--overhead-model", default=OVERHEAD_MODEL, metavar="NAME", help="(%(default)s)")
     parser.add_argument("--overload-model", default=OVERLOAD_MODEL, metavar="NAME", help="(%(default)s)")
-    parser.add_argument("--slo-ms", type=float, default=SLO_MS, help="the promise, at p99 (%(default)s)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+        help="throughput, overhead, overload (all)",
+    )  # fmt: skip
+    parser.add_argument("--slo-ms", type=float, help="the promise, at p99 (that of the models: 100)")
+    parser.add_argument(
+        "--arrivals", choices=list(ARRIVALS), default="poisson",
+        help="how requests come (%(default)s; bench/workloads.py)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE",
+        help="recorded requests to MODEL (jaxrank serve --record, or a TFRecord file of PredictionLog), sent "
+        "with their own timing, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replay-seconds", type=float, default=60.0, metavar="S", help="from its start (%(default)s)"
+    )
+    parser.add_argument(
+        "--tfs-address", metavar="HOST:PORT",
+        help="a TensorFlow Serving, or another server of its protocol, that has the model by that name",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="seconds of load instead of minutes")
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models and bundles, kept for the next run (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
-    found = parser.parse_args(argv, argparse.Namespace(argv=argv))
-    if found.models is None:
-        found.models = list(MODELS[:1] if found.quick else MODELS)
-    return found
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; with MODEL serve.json)"
+    )
+    arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    if arguments.replay is not None and arguments.model is None:
+        parser.error("--replay needs the MODEL that the requests are to")
+    arguments.out = arguments.out or (RESULTS if arguments.model is None else Path(RESULTS.name))
+    if arguments.models is None:
+        arguments.models = list(MODELS[:1] if arguments.quick else MODELS)
+    return arguments
 
 
 def _throughput(
-    found: Found, model: "DenseModel", work: Path, effort: Effort, client: LoadClient, status: Status
+    found: Found,
+    model: Model,
+    arguments: argparse.Namespace,
+    effort: Effort,
+    client: LoadClient,
+    status: Status,
 ) -> None:
-    """The largest rates that keep the promise."""
-    cores = usable_cores()
-    built = _built(model, work, status)
-    messages, first = requests(model, work)
-    measured = Measured(model.name, built.manifest.chosen_engines["cpu"], request_bytes=len(first))
+    """The largest rates that keep the promise, and recorded traffic as it came."""
+    built = build(model, arguments.work, status, engine="auto")
+    messages, first = requests(model, arguments.work)
+    engine = choose_target(built.bundle, built.manifest, "cpu").engine
+    measured = Measured(model.name, engine, request_bytes=len(first))
 
     def closed(address: str) -> float:
         load = Load(
             address=address, requests=str(messages), seconds=effort.closed_seconds, deadline=_NO_DEADLINE,
-            clients=2 * cores,
+            clients=2 * usable_cores(),
         )  # fmt: skip
         return client.send(load).goodput(math.inf)
 
-    for setting in settings(cores) if effort.tuned else ():
-        status(f"TensorFlow with {setting}")
-        with tensorflow_server(built.saved, setting) as server:
-            closed(server.address)  # warm
-            measured.closed[f"{TENSORFLOW}, {setting}"] = rate = closed(server.address)
-        if rate > measured.closed.get(TENSORFLOW, 0.0):
-            measured.closed[TENSORFLOW], measured.setting = rate, setting
-    measured.setting = measured.setting or settings(cores)[0]
     with ExitStack() as stack:
-        addresses = {
-            OURS: stack.enter_context(jaxrank_server({model.name: built.bundle})).address,
-            TENSORFLOW: stack.enter_context(tensorflow_server(built.saved, measured.setting)).address,
-        }
+        status("starting our server")
+        ours = jaxrank_server({model.name: built.bundle}, *_options(model))
+        addresses = {OURS: stack.enter_context(ours).address}
+        try:
+            measured.setting = _tuned(measured, built, effort, closed, status)
+            theirs = tensorflow_server(built.saved, measured.setting, built.manifest.signature.name)
+            addresses[TENSORFLOW] = stack.enter_context(theirs).address
+        except (JaxrankError, RuntimeError) as error:
+            found.missing.append(_not_served(model, TENSORFLOW, error))
+        if arguments.tfs_address is not None:
+            addresses[TFS] = arguments.tfs_address
         status("comparing scores")
-        scores = [_scores(address, first) for address in addresses.values()]
-        measured.error = largest_error(*scores)
-        if not measured.error <= TOLERANCE:
-            raise RuntimeError(f"{model.name}: scores differ from TensorFlow's by {measured.error:.1e}")
+        _compare(found, measured, model, built, addresses, first)
         for name, address in addresses.items():
             closed(address)  # warm
             if name not in measured.closed:
@@ -261,33 +330,99 @@ def _throughput(
         found.models.append(measured)
         for name in addresses:
             measured.searches[name] = Search(1.2 * measured.closed[name], found.slo_ms)
-        if (most := measured.searches[OURS].high) > _USERS / _KEPT_SECONDS:
+        most = measured.searches[OURS].high
+        if not isinstance(model, UserModel) and most > USERS / KEPT_SECONDS:
             raise RuntimeError(
-                f"{_USERS} users come twice within {_KEPT_SECONDS:g} s at {most:.0f}/s: draw more"
+                f"{USERS} users come twice within {KEPT_SECONDS:g} s at {most:.0f}/s: draw more"
             )
         for step in range(effort.steps):
             for name, address in addresses.items():
                 search = measured.searches[name]
                 status(f"{name} at {search.next_rate():.0f} requests/s, step {step + 1} of {effort.steps}")
-                search.record(
-                    client.send(
-                        Load(
-                            address=address,
-                            requests=str(messages),
-                            rate=search.next_rate(),
-                            seconds=effort.seconds,
-                            deadline=found.slo_ms / 1e3,
-                            seed=step,
-                        )  # fmt: skip
-                    )
-                )
+                times = ARRIVALS[arguments.arrivals](search.next_rate(), effort.seconds, step)
+                load = Load(
+                    address=address, requests=str(messages), times=times, seconds=effort.seconds,
+                    deadline=found.slo_ms / 1e3,
+                )  # fmt: skip
+                search.record(client.send(load))
+        if arguments.traffic is not None and isinstance(model, UserModel):
+            times = [t for t in arguments.traffic.timed() if t < arguments.replay_seconds]
+            recorded = replayed(arguments.traffic, model, arguments.work)
+            for name, address in addresses.items():
+                status(f"{name}: {len(times)} recorded requests")
+                load = Load(
+                    address=address, requests=str(recorded), times=times, seconds=max(times[-1], 1.0),
+                    deadline=found.slo_ms / 1e3, from_first=True,
+                )  # fmt: skip
+                measured.replayed[name] = client.send(load)
+
+
+def _options(model: Model) -> tuple[str, ...]:
+    """A user's own model has few users: what is kept of them would be found in every request."""
+    return ("--state-cache-mb", "0") if isinstance(model, UserModel) else ()
+
+
+def _tuned(
+    measured: Measured, built: Built, effort: Effort, closed: Callable[[str], float], status: Status
+) -> Setting:
+    """TensorFlow's fastest setting. Raises `UserModelError` without its model, `RuntimeError` where it does
+    not serve it."""
+    tried = settings(usable_cores())
+    best = tried[0]
+    for setting in tried if effort.tuned else ():
+        status(f"TensorFlow with {setting}")
+        with tensorflow_server(built.saved, setting, built.manifest.signature.name) as server:
+            closed(server.address)  # warm
+            measured.closed[f"{TENSORFLOW}, {setting}"] = rate = closed(server.address)
+        if rate > measured.closed.get(TENSORFLOW, 0.0):
+            measured.closed[TENSORFLOW], best = rate, setting
+    return best
+
+
+def _compare(
+    found: Found, measured: Measured, model: Model, built: Built, addresses: dict[str, str], first: bytes
+) -> None:
+    """Takes servers out whose scores are not TensorFlow's, and says so. Raises `RuntimeError` where ours are
+    not, or nobody knows TensorFlow's."""
+    answered: dict[str, dict[str, np.ndarray]] = {}
+    for name in list(addresses):
+        try:
+            answered[name] = scores(addresses[name], first)
+        except grpc.RpcError as error:
+            found.missing.append(_not_served(model, name, error))
+            measured.closed.pop(name, None)
+            del addresses[name]
+    ours = answered.pop(OURS, None)
+    known = answered.get(TENSORFLOW) or first_scores(model) or answered.get(TFS)
+    if ours is None or not known:
+        raise RuntimeError(
+            "our server did not answer" if ours is None else "TensorFlow's scores are not known"
+        )
+    tolerance = max(TOLERANCE, built.manifest.certificate.tolerance)
+    wanted = [known.get(name, np.zeros(0)) for name in ours]
+    measured.error = largest_error(list(ours.values()), wanted)
+    if not measured.error <= tolerance:
+        raise RuntimeError(f"{model.name}: scores differ from TensorFlow's by {measured.error:.1e}")
+    if TFS in answered:
+        error = largest_error([answered[TFS].get(name, np.zeros(0)) for name in ours], wanted)
+        if not error <= tolerance:
+            why = f"refused: the scores of {addresses.pop(TFS)} differ from the model's by {error:.1e}"
+            found.missing.append(NotMeasured(name=f"{model.name}/throughput/{TFS}", why=why))
+
+
+def _not_served(model: Model, server: str, error: Exception) -> NotMeasured:
+    if isinstance(error, grpc.RpcError):
+        why = f"{error.code().name}: {error.details()}"  # type: ignore[attr-defined]
+    else:
+        why = " ".join(str(error).split())
+    return NotMeasured(name=f"{model.name}/throughput/{server}", why=why[:300])
 
 
 def _overhead(
-    found: Found, model: "DenseModel", work: Path, effort: Effort, client: LoadClient, status: Status
+    found: Found, model: Model, work: Path, effort: Effort, client: LoadClient, status: Status
 ) -> None:
     """CPU time of a request beside the host program and the dense program."""
-    built = _built(model, work, status)
+    built = build(model, work, status, engine="auto")
     messages, first = requests(model, work)
     status("CPU time of requests, one at a time")
     with clocked_server({model.name: built.bundle}) as server:
@@ -301,11 +436,11 @@ def _overhead(
             before = server.spent()
             client.send(load)
             spent.append(server.spent().since(before))
-        answer = _answer(server.address, first)
+        answered = answer(server.address, first)
     found.overhead = Overhead(
         model.name,
         len(first),
-        len(answer),
+        len(answered),
         [s.overhead_us for s in spent],
         float(np.median([s.host / s.requests for s in spent])),
         float(np.median([s.dense / s.requests for s in spent])),
@@ -314,23 +449,30 @@ def _overhead(
 
 
 def _overload(
-    found: Found, model: "DenseModel", work: Path, effort: Effort, client: LoadClient, status: Status
+    found: Found,
+    model: Model,
+    arguments: argparse.Namespace,
+    effort: Effort,
+    client: LoadClient,
+    status: Status,
 ) -> None:
     """Answers in time at multiples of saturation, from servers that differ in degradation only."""
-    built = _built(model, work, status)
-    messages, _ = requests(model, work)
-    config = work / model.name / "degradation.json"
-    config.write_text(json.dumps(degradation_config(model)))
+    built = build(model, arguments.work, status, engine="auto")
+    messages, _ = requests(model, arguments.work)
+    config, path = degradation_config(model), arguments.work / model.name / "degradation.json"
+    path.write_text(json.dumps(config))
     with ExitStack() as stack:
         bundles = {model.name: built.bundle}
-        options = {PLAIN: (), DEGRADED: ("--degradation-config", str(config))}
-        addresses = {
-            kind: stack.enter_context(jaxrank_server(bundles, *more)).address
-            for kind, more in options.items()
-        }
+        addresses = {PLAIN: stack.enter_context(jaxrank_server(bundles, *_options(model))).address}
+        if config is not None:
+            options = (*_options(model), "--degradation-config", str(path))
+            addresses[DEGRADED] = stack.enter_context(jaxrank_server(bundles, *options)).address
+        else:
+            why = "the model has no number for each candidate that could stand for recall's score"
+            found.missing.append(NotMeasured(name="goodput_at_2x_degraded", why=why))
 
-        def send(address: str, **load: float) -> Sample:
-            return client.send(Load(address=address, requests=str(messages), **load))  # type: ignore[arg-type]
+        def send(address: str, **load: Any) -> Sample:
+            return client.send(Load(address=address, requests=str(messages), **load))
 
         clients = 2 * usable_cores()
         status("finding saturation")
@@ -339,7 +481,7 @@ def _overload(
             for _ in range(2)
         ]
         found.overload = Overload(
-            model.name, built.manifest.chosen_engines["cpu"], rates[-1].goodput(math.inf)
+            model.name, choose_target(built.bundle, built.manifest, "cpu").engine, rates[-1].goodput(math.inf)
         )
         if not found.overload.saturation:
             raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
@@ -347,61 +489,9 @@ def _overload(
             for kind, address in addresses.items():
                 rate = multiple * found.overload.saturation
                 status(f"{kind}, {multiple:g} of saturation")
+                seconds = effort.settle + effort.seconds
                 sample = send(
-                    address, rate=rate, seconds=effort.settle + effort.seconds, settle=effort.settle,
-                    deadline=found.slo_ms / 1e3, seed=int(10 * multiple),
+                    address, times=ARRIVALS[arguments.arrivals](rate, seconds, int(10 * multiple)),
+                    seconds=seconds, settle=effort.settle, deadline=found.slo_ms / 1e3,
                 )  # fmt: skip
                 found.overload.points.setdefault(kind, []).append(Point(rate, sample))
-
-
-def degradation_config(model: "DenseModel") -> dict:
-    """Half of the candidates, then a quarter, are scored exactly; the first candidate feature stands for a
-    score that recall gave."""
-    name, shape = next((n, s) for n, s in model.inputs.items() if s[0] is None)
-    prior = {"prior": name, **({"column": 0} if len(shape) > 1 else {})}
-    steps = [{"kind": "candidates", "exact": CANDIDATES // n, **prior} for n in (2, 4)]
-    return {"models": {model.name: {"steps": steps}}}
-
-
-def _built(model: "DenseModel", work: Path, status: Status) -> "Built":
-    from bench.dense_build import build
-
-    return build(model, work, status, engine="auto")
-
-
-def requests(model: "DenseModel", work: Path) -> tuple[Path, bytes]:
-    """A file of requests, and the first of them."""
-    from serving.wire import predict_pb2 as pb
-    from serving.wire.codec import encode_content
-
-    def drawn(rows: int, seed: int, candidates: bool) -> bytes:
-        request = pb.PredictRequest()
-        for name, value in model.request(rows, seed).items():
-            if (model.inputs[name][0] is None) == candidates:
-                request.inputs[name].CopyFrom(encode_content(value))
-        # Which values lie aligned in a message, and are not copied, is the same in each run.
-        return request.SerializeToString(deterministic=True)
-
-    named = pb.PredictRequest(model_spec=pb.ModelSpec(name=model.name)).SerializeToString()
-    made = Requests(
-        [named + drawn(1, _SEED + seed, candidates=False) for seed in range(_USERS)],
-        [drawn(CANDIDATES, _SEED + seed, candidates=True) for seed in range(_CANDIDATES)],
-    )
-    return write_requests(work / model.name / "requests.msgpack", made), made.message(0)
-
-
-def _answer(address: str, request: bytes) -> bytes:
-    import grpc
-
-    from serving.wire.reflection import PREDICTION_SERVICE
-
-    with grpc.insecure_channel(address) as channel:
-        return channel.unary_unary(f"/{PREDICTION_SERVICE}/Predict")(request, timeout=_NO_DEADLINE)
-
-
-def _scores(address: str, request: bytes) -> list[np.ndarray]:
-    from serving.wire import predict_pb2 as pb
-    from serving.wire.codec import decode
-
-    outputs = pb.PredictResponse.FromString(_answer(address, request)).outputs
-    return [decode(name, outputs[name]) for name in sorted(outputs)]

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("saved_model", type=Path)
     parser.add_argument("--intra", type=int, required=True, help="threads of one op")
     parser.add_argument("--inter", type=int, required=True, help="ops that run at once")
+    parser.add_argument("--signature", default="serving_default")
     parser.add_argument("--workers", type=int, required=True, help="requests that run at once")
     options = parser.parse_args()
     import tensorflow as tf
@@ -33,7 +34,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.intra)
     tf.config.threading.set_inter_op_parallelism_threads(options.inter)
     loaded = tf.saved_model.load(str(options.saved_model))
-    signature = loaded.signatures["serving_default"]
+    signature = loaded.signatures[options.signature]
 
     def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
         if not context.is_active():

@@ -3,10 +3,9 @@
 A request is a user and candidates. They come in turns of different lengths, which go on from one load to the
 next, so that a user does not come back while a server still keeps what it made for the last one.
 
-Arrivals are Poisson: the schedule does not wait for answers, as users do not. A request's latency counts from
-the time at which it was to be sent, so a server that stalls is charged for everything that arrived meanwhile,
-and so is a client that falls behind ("coordinated omission", Tene, 2013). Refused and late requests count as
-infinitely late.
+The schedule does not wait for answers, as users do not. A request's latency counts from the time at which it
+was to be sent, so a server that stalls is charged for everything that arrived meanwhile, and so is a client
+that falls behind ("coordinated omission", Tene, 2013). Refused and late requests count as infinitely late.
 
 The process reads a line of JSON (`Load`) from its input and answers with one (`Sample`): it starts once, and
 shares no interpreter with a server.
@@ -36,7 +35,7 @@ _MAX_MESSAGE = 256 << 20
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send. Exactly one of `rate` and `clients` is given."""
+    """What to send: requests at `times`, or as fast as `clients` get their answers."""
 
     address: str
     requests: str
@@ -44,13 +43,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     deadline: float
     """Seconds, as the gRPC timeout of each request."""
-    rate: float = 0.0
-    """Requests per second, whatever the answers do."""
+    times: list[float] = []
+    """Seconds from the start, ascending, whatever the answers do (bench/workloads.py)."""
     clients: int = 0
     """Requests in flight, each sent when the one before it is answered."""
     settle: float = 0.0
     """Seconds at the start whose requests are sent and not counted."""
-    seed: int = 0
+    from_first: bool = False
+    """Whether to send the file's requests from the first one, as they were recorded."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +170,7 @@ class _Recorder:
 
 def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
     """Sends a load from this process. `numbers` are those of the requests to send."""
-    numbers = numbers or itertools.count()
+    numbers = itertools.count() if numbers is None or load.from_first else numbers
     requests = msgspec.msgpack.decode(Path(load.requests).read_bytes(), type=Requests)
     limits = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -193,7 +193,7 @@ def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
                 recorder.wait(load.clients - 1)
                 send(time.perf_counter())
         else:
-            for at in arrivals(load.rate, load.seconds, load.seed):
+            for at in load.times:
                 intended = start + at
                 if (early := intended - time.perf_counter()) > 0:
                     time.sleep(early)
@@ -201,12 +201,6 @@ def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
                 send(intended)
         recorder.wait()
     return recorder.sample()
-
-
-def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Times of a Poisson process from 0, ascending, seconds."""
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds))).tolist()
 
 
 def main() -> None:

@@ -89,9 +89,9 @@ def clocked_server(models: Mapping[str, Path]) -> Iterator[Clocked]:
 
 
 @contextmanager
-def tensorflow_server(saved_model: Path, setting: Setting) -> Iterator[Running]:
+def tensorflow_server(saved_model: Path, setting: Setting, signature: str) -> Iterator[Running]:
     """The baseline."""
-    command = [sys.executable, "-m", "bench.serve_baseline", str(saved_model)]
+    command = [sys.executable, "-m", "bench.serve_baseline", str(saved_model), "--signature", signature]
     command += ["--intra", str(setting.intra), "--inter", str(setting.inter)]
     with _running([*command, "--workers", str(setting.workers)]) as server:
         yield server

@@ -8,7 +8,7 @@ from statistics import median
 from rich.table import Table
 
 from bench.results import Figure, NotMeasured, read_figures
-from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, Found, Measured, Overhead, Overload
+from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, TFS, Found, Measured, Overhead, Overload
 from bench.serve_search import Point, Search
 
 _ELSEWHERE = {
@@ -17,12 +17,12 @@ _ELSEWHERE = {
     "faults": ("make faults", ("fuzzed_rpcs", "crashes")),
 }
 """Figures of the server that other commands measure: by results file, the command and the names."""
-_COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", PLAIN: "#d62728", DEGRADED: "#2ca02c"}
+_COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", TFS: "#9467bd", PLAIN: "#d62728", DEGRADED: "#2ca02c"}
 
 
 def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
     """The suite's figures, then those of each model; a figure that this run does not have is listed."""
-    made: list[Figure] = []
+    made = [Figure(name="slo_ms", value=found.slo_ms, unit="ms", note="the promise, at the 99th percentile")]
     missing = list(found.missing)
     if ratios := [r for m in found.models if (r := _ratio(m)) is not None]:
         note = (
@@ -48,7 +48,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
         made += [known[name] for name in names if name in known]
         why = f"{suite}.json does not have it; {command} writes it"
         missing += [NotMeasured(name=name, why=why) for name in names if name not in known]
-    return [*made, *(f for m in found.models for f in _of_model(m))], missing
+    return [*made, *(f for m in found.models for f in (*_of_model(m), *_replayed(m, found.slo_ms)))], missing
 
 
 def _of_overhead(o: Overhead) -> Iterable[Figure]:
@@ -60,6 +60,8 @@ def _of_overhead(o: Overhead) -> Iterable[Figure]:
         name="overhead_us_per_request", value=median(o.rounds), unit="us", lo=min(o.rounds),
         hi=max(o.rounds), runs=len(o.rounds), note=note,
     )  # fmt: skip
+    yield Figure(name="host_us_per_request", value=o.host_us, unit="us", note=f"CPU time, {o.model}")
+    yield Figure(name="dense_us_per_request", value=o.dense_us, unit="us", note=f"CPU time, {o.model}")
     note = (
         f"{o.copied:.0f} bytes that the copy budget counts (docs/monitoring.md), over {o.request_bytes} of "
         f"the request and {o.answer_bytes} of the answer, {o.model}"
@@ -93,7 +95,13 @@ def _of_model(m: Measured) -> Iterable[Figure]:
     for name, search in m.searches.items():
         if not search.points:
             continue
-        note = str(m.setting) if name == TENSORFLOW else f"the engine {m.engine}"
+        note = {OURS: f"the engine {m.engine}", TENSORFLOW: str(m.setting)}.get(name, "")
+        if not search.throughput:
+            least = min(search.points, key=lambda p: p.rate)
+            median_ms = least.sample.percentile(0.5)
+            note = (
+                f"no rate kept the promise; at {least.rate:.1f}/s the median was {median_ms:.0f} ms, {note}"
+            )
         yield Figure(
             name=f"{m.name}/throughput/{name}", value=search.throughput, unit="1/s", lo=search.low,
             hi=search.high, runs=len(search.points), note=note,
@@ -106,6 +114,18 @@ def _of_model(m: Measured) -> Iterable[Figure]:
                     name=f"{m.name}/p99/{name}/{point.rate:.1f}", value=p99, unit="ms",
                     lo=point.sample.percentile(0.5), note=f"lo is the median; {note}",
                 )  # fmt: skip
+
+
+def _replayed(m: Measured, slo_ms: float) -> Iterable[Figure]:
+    for name, sample in m.replayed.items():
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(sample.statuses.items()))
+        note = f"{sample.sent} recorded requests with their own timing: {statuses}"
+        for label, share in (("p50", 0.5), ("p99", 0.99)):
+            if math.isfinite(value := sample.percentile(share)):
+                yield Figure(name=f"{m.name}/replay_{label}/{name}", value=value, unit="ms", note=note)
+        in_time = sample.goodput(slo_ms) * sample.seconds / sample.sent
+        note = f"within {slo_ms:g} ms; {note}"
+        yield Figure(name=f"{m.name}/replay_goodput/{name}", value=in_time, unit="ratio", note=note)
 
 
 def _statuses(point: Point) -> str:

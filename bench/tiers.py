@@ -190,11 +190,7 @@ def _ways_to_ask(store: Any, record: TableRecord, requests: Requests, rounds: in
     }
     found = interleaved(calls, rounds=rounds, warm=0)
     tier.close()
-    scale = len(texts) / len(few)
-    per_key = found["mget_per_key"]
-    found["mget_per_key"] = Timing(
-        per_key.median * scale, per_key.lo * scale, per_key.hi * scale, per_key.runs
-    )
+    per_key = found["mget_per_key"] = found["mget_per_key"].scaled(len(texts) / len(few))
     note = f"{len(texts):,} distinct rows of a cluster"
     figures = [_figure(f"ms_{name}", timing, note) for name, timing in found.items()]
     for name in ("redis_py_mget_by_slot", "redis_py_pipeline_of_get", "mget_per_key"):

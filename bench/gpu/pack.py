@@ -121,7 +121,7 @@ def pack(
             progress(f"{model.name}: packing")
             directory = part / model.name
             directory.mkdir(parents=True)
-            refused = _pack_model(built, target, directory)
+            refused = _pack_model(model, built, target, directory)
             if refused:
                 progress(f"{model.name}: without PyTorch: {refused}")
             sizes[model.name] = sum(p.stat().st_size for p in directory.iterdir())
@@ -153,7 +153,7 @@ def refuse_too_large(sizes: dict[str, int], limit: int = LIMIT) -> None:
     )
 
 
-def _pack_model(built: "Built", target: str, directory: Path) -> str:
+def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Path) -> str:
     """Writes one model's directory. Returns why PyTorch cannot run it, or nothing."""
     from jaxrank import bundle as files
     from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER
@@ -165,7 +165,7 @@ def _pack_model(built: "Built", target: str, directory: Path) -> str:
     shutil.copy(built.bundle / compiled.module, directory / "module.vmfb")
     if files.WEIGHTS in manifest.files:
         shutil.copy(built.bundle / files.WEIGHTS, directory / "weights.irpa")
-    requests = _requests(built)
+    requests = _requests(model, built)
     with (directory / "requests.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **requests)
     pool = _Pool(directory / "weights.irpa")
@@ -175,7 +175,7 @@ def _pack_model(built: "Built", target: str, directory: Path) -> str:
         np.savez(file, allow_pickle=False, **pool.own)
     functions = {"candidate": CANDIDATE_TOWER} | ({"request": REQUEST_TOWER} if manifest.state else {})
     meta = {
-        "shape": built.model.shape,
+        "shape": model.shape,
         "sizes": SIZES,
         "outputs": sum(name.startswith("scores_1/") for name in requests),
         "state": len(manifest.state),
@@ -193,7 +193,7 @@ def _pack_model(built: "Built", target: str, directory: Path) -> str:
     return refused
 
 
-def _requests(built: "Built") -> dict[str, np.ndarray]:
+def _requests(model: "DenseModel", built: "Built") -> dict[str, np.ndarray]:
     """`request [1, R]`, `candidate [DISTINCT, C]`, and `scores_<n>/<i> [n, ...]`: TensorFlow's on the first n
     candidates, which begin again after `DISTINCT`."""
     from converters.loaders import load
@@ -201,14 +201,14 @@ def _requests(built: "Built") -> dict[str, np.ndarray]:
     from jaxrank.flax_module import dense_outputs
     from serving.host import HostProgramRunner
 
-    features = built.model.request(DISTINCT, _SEED)
+    features = model.request(DISTINCT, _SEED)
     blocks = HostProgramRunner(built.bundle, built.manifest).run(features)
     found = {"request": np.asarray(blocks.request), "candidate": np.asarray(blocks.candidate)}
     outputs = dense_outputs(built.manifest, files.read_host_program(built.bundle))
     source = load(built.saved)
     for rows in SIZES:
         repeated = {
-            name: np.resize(value, (rows, *value.shape[1:])) if built.model.inputs[name][0] is None else value
+            name: np.resize(value, (rows, *value.shape[1:])) if model.inputs[name][0] is None else value
             for name, value in features.items()
         }
         scores = source.predict(repeated)

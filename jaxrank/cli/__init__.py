@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from jaxrank.cli.bench import add_to as add_bench
 from jaxrank.cli.compile import compile_command
 from jaxrank.cli.convert import CONVERT_EXAMPLES, convert_command
 from jaxrank.cli.doctor import doctor
@@ -24,12 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Serve TensorFlow ranking models without TensorFlow: convert, compile, inspect, explain, serve, "
-    "tables, doctor.",
+    "tables, doctor, bench.",
 )
 
 
-def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that jaxrank raises on purpose are messages, not tracebacks."""
+def _reporting_errors(command: Callable[..., Any], extra: str = "") -> Callable[..., Any]:
+    """Errors that jaxrank raises on purpose are messages, not tracebacks. A package that is missing is one of
+    `extra`, or of the first extra that has it."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -42,9 +44,9 @@ def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] not in _EXTRAS:
                 raise
-            extra = _EXTRAS[(error.name or "").split(".")[0]]
+            wanted = extra or _EXTRAS[(error.name or "").split(".")[0]]
             print(
-                f"error: {error.name} is not installed; run: pip install 'jaxrank[{extra}]'", file=sys.stderr
+                f"error: {error.name} is not installed; run: pip install 'jaxrank[{wanted}]'", file=sys.stderr
             )
             raise typer.Exit(1) from error
 
@@ -61,6 +63,8 @@ _EXTRAS = {
     "matplotlib": "compile",
     "rocksdict": "tiers",
     "redis": "tiers",
+    "onnxruntime": "bench",
+    "openvino": "bench",
 }
 
 app.command("convert", epilog=CONVERT_EXAMPLES)(_reporting_errors(convert_command))
@@ -70,3 +74,4 @@ app.command("explain", epilog=EXPLAIN_EXAMPLES)(_reporting_errors(explain_comman
 app.command("serve", cls=ServeCommand)(_reporting_errors(serve))
 app.command("doctor")(_reporting_errors(doctor))
 add_tables(app, _reporting_errors)
+add_bench(app, _reporting_errors)

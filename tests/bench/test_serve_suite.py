@@ -2,22 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from bench import serve
 from bench.dense_build import build
 from bench.results import Figure, write_results
-from bench.serve_load import Load, LoadClient, Requests, Sample, arrivals, run
+from bench.serve_load import Load, LoadClient, Requests, Sample, run
 from bench.serve_processes import Running, jaxrank_server
+from bench.serve_report import figures
 from bench.serve_search import Search
+from bench.user_models import open_model
+from bench.workloads import poisson
+from jaxrank.tfrecord import framed
 from serving.wire import predict_pb2 as pb
+from serving.wire.codec import encode_content
+from serving.wire.log_metadata_pb2 import LogMetadata
+from serving.wire.prediction_log_pb2 import PredictionLog, PredictLog
 from tests.bench.conftest import TINY
 
 
@@ -42,6 +52,53 @@ def test_quick_run(work: Path, tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_a_model_of_ones_own(work: Path, server: Running, tmp_path: Path) -> None:
+    """Its SavedModel is not there, so TensorFlow is listed; a server of the protocol is measured beside ours,
+    on requests that are drawn and on recorded ones."""
+    bundle = shutil.copytree(work / "tiny" / "bundle", tmp_path / "models" / "tiny" / "1")
+    records = []
+    for seed in range(20):
+        request = pb.PredictRequest(model_spec=pb.ModelSpec(name="somebody's"))
+        for name, value in TINY.request(7, seed).items():
+            request.inputs[name].CopyFrom(encode_content(value))
+        metadata = LogMetadata(arrival_ns=10**18 + seed * 20_000_000).SerializeToString()
+        log = PredictionLog(predict_log=PredictLog(request=request), log_metadata=metadata)
+        records.append(framed(log.SerializeToString()))
+    recorded = tmp_path / "recorded"
+    recorded.write_bytes(b"".join(records))
+    out = tmp_path / "serve.json"
+    files = ["--work", str(tmp_path / "work"), "--out", str(out), "--replay", str(recorded)]
+    options = ["--quick", "--slo-ms", "2000", "--tfs-address", server.address, "--arrivals", "bursty"]
+    options += ["--parts", "throughput"]
+    serve.main([str(bundle), *files, *options])
+    found = json.loads(out.read_text())
+    figures = {f["name"]: f["value"] for f in found["figures"]}
+    for name in (serve.OURS, serve.TFS):
+        assert figures[f"tiny/throughput/{name}"] > 0 and figures[f"tiny/replay_p50/{name}"] > 0
+        assert figures[f"tiny/replay_goodput/{name}"] == 1.0
+    assert figures["tiny/max_abs_error"] < 1e-5
+    missing = {m["name"]: m["why"] for m in found["not_measured"]}
+    assert "saved_model, which the bundle was made of, is not here" in missing["tiny/throughput/tensorflow"]
+    assert missing["goodput_at_2x"] == "that part did not run"
+
+
+def test_servers_are_compared_before_they_are_measured(work: Path, server: Running, tmp_path: Path) -> None:
+    """One that is not reachable is listed; ours is refused where its scores are off by 1e-3."""
+    model = open_model(work / "tiny" / "bundle", tmp_path, name="tiny")
+    _, first = serve.requests(model, tmp_path)
+    found, addresses = serve.Found(100.0, tmp_path), {serve.OURS: server.address, serve.TFS: "127.0.0.1:1"}
+    serve._compare(found, serve.Measured("tiny", "iree"), model, model.built, addresses, first)
+    assert list(addresses) == [serve.OURS]
+    (missing,) = found.missing
+    assert missing.name == f"tiny/throughput/{serve.TFS}" and missing.why.startswith("UNAVAILABLE: ")
+    moved = [
+        replace(e, outputs={n: v + np.float32(1e-3) for n, v in e.outputs.items()}) for e in model.examples
+    ]
+    model = replace(model, examples=tuple(moved))
+    with pytest.raises(RuntimeError, match="tiny: scores differ from TensorFlow's by 1.0e-03"):
+        serve._compare(found, serve.Measured("tiny", "iree"), model, model.built, addresses, first)
+
+
 @pytest.fixture(scope="module")
 def server(work: Path) -> Iterator[Running]:
     """Our server with the tiny model."""
@@ -58,7 +115,8 @@ def messages(work: Path) -> str:
 def test_a_server_that_stalls_is_charged_for_what_arrives_meanwhile(server: Running, messages: str) -> None:
     """A third of all requests arrive while the server is stopped: they wait up to a second, and p99 says so.
     A client that waits for each answer would have sent one of them."""
-    load = Load(address=server.address, requests=messages, seconds=3.0, deadline=30.0, rate=60.0)
+    times = poisson(60.0, 3.0, seed=0)
+    load = Load(address=server.address, requests=messages, seconds=3.0, deadline=30.0, times=times)
     stall = threading.Timer(1.0, _stall, (server.process, 1.0))
     with LoadClient() as client:
         stall.start()
@@ -77,7 +135,8 @@ def _stall(process: int, seconds: float) -> None:
 
 def test_requests_that_are_refused_are_counted(server: Running, messages: str) -> None:
     """A deadline that no server keeps: nothing is good, and nothing is lost."""
-    sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, rate=100.0))
+    times = poisson(100.0, 0.5, seed=0)
+    sample = run(Load(address=server.address, requests=messages, seconds=0.5, deadline=1e-6, times=times))
     assert sample.sent == sum(sample.statuses.values()) > 0
     assert set(sample.statuses) <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"} and not sample.goodput(1e9)
 
@@ -92,7 +151,7 @@ def test_no_user_comes_twice_in_a_turn(messages: str) -> None:
 
 
 def test_arrivals_are_poisson() -> None:
-    times = arrivals(200.0, 50.0, seed=1)
+    times = poisson(200.0, 50.0, seed=1)
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     assert times == sorted(times) and times[0] >= 0 and times[-1] < 50
     # Of 10,000 exponential gaps: mean and standard deviation are 1 / rate, up to 4 standard errors.
@@ -122,3 +181,16 @@ def test_the_search_finds_the_largest_rate_that_keeps_the_promise() -> None:
         )
     assert search.low <= 70 <= search.high and search.high - search.low < 0.2
     assert search.throughput == int(search.low)
+
+
+def test_a_promise_that_no_rate_keeps_says_what_the_least_rate_took() -> None:
+    search = Search(high=64.0, slo_ms=100.0)
+    for _ in range(3):
+        rate = search.next_rate()
+        sample = Sample(seconds=1.0, latencies_ms=[450.0] * 8, sent=8, statuses={"OK": 8}, behind_ms=0.0)
+        search.record(sample)
+    measured = serve.Measured("m", "iree", searches={serve.OURS: search})
+    found = {f.name: f for f in figures(serve.Found(100.0, Path("absent"), [measured]))[0]}
+    figure = found["m/throughput/jaxrank"]
+    assert rate == 8.0 and figure.value == 0.0
+    assert figure.note.startswith("no rate kept the promise; at 8.0/s the median was 450 ms")

@@ -1,14 +1,22 @@
-"""The sparse suite runs, and its parts compute the same."""
+"""The sparse suite runs, its parts compute the same, and a suite that fails does not stop it."""
 
 import json
 from pathlib import Path
 
-from bench import sparse
+from bench.results import read_results
 from serving.allocator import find_jemalloc
+from tests.command_line import jaxrank
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    sparse.main(["--quick", "--out", str(tmp_path / "sparse.json")])
+    """After a suite that fails: `soak` needs bundles, and is given none."""
+    done = jaxrank("bench", "all", "--quick", "--suites", "soak,sparse", "--out", tmp_path)
+    assert done.returncode == 1
+    failed = read_results(tmp_path / "soak.json")
+    (reason,) = failed.not_measured
+    assert reason.name == "soak" and "soak: error: " in reason.why and reason.why in done.stdout
+    assert not failed.figures and reason.why in (tmp_path / "soak.log").read_text()
+    assert not (tmp_path / "sparse.log").exists()
     found = json.loads((tmp_path / "sparse.json").read_text())
     figures = {f["name"]: f["value"] for f in found["figures"]}
     wanted = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bench.workloads import read_traffic
 from converters.examples import read_examples
 from jaxrank.bundle import read_manifest
 from jaxrank.manifest import Signature
@@ -21,6 +22,7 @@ from serving.monitoring.errors import MonitoringError
 from serving.monitoring.options import MonitoringOptions
 from serving.monitoring.recording import Recorder
 from serving.monitoring.timeline import Exchange, Timeline
+from serving.wire import predict_pb2 as pb
 from serving.wire.codec import decode
 from serving.wire.log_metadata_pb2 import LogMetadata
 from serving.wire.prediction_log_pb2 import PredictionLog
@@ -54,6 +56,11 @@ def test_what_was_answered_is_in_the_file(
     ]
     assert arrivals == sorted(arrivals)
     assert began <= arrivals[0] <= arrivals[-1] <= ended
+    traffic = read_traffic(file)
+    assert traffic.times == pytest.approx([(at - arrivals[0]) / 1e9 for at in arrivals])
+    assert [r.model_spec for r in traffic.requests] == 3 * [
+        pb.ModelSpec(name="ranker", signature_name="serving_default")
+    ]
     signature = read_manifest(models_dir / "ranker" / "3").signature
     read = read_examples(file, signature)
     assert len(read) == len(requests)

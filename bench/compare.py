@@ -1,0 +1,174 @@
+"""Two runs beside each other: what changed, and what is a regression."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+
+from bench.directions import Better, rule
+from bench.results import Figure, Results, ResultsError
+
+ALLOWED = 0.10
+"""By which a figure may be worse, as a part of the old one."""
+RATIOS = ("ratio", "x")
+"""Units of figures that hold two things of one run against each other."""
+
+Verdict = Literal["worse", "better", "same", "unclear", "not judged", "gone", "not run"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of the old run, and what became of it.
+
+    Attributes:
+        verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it while the
+            intervals of both runs overlap; `gone` is a figure that the new run tried and did not get;
+            `not run` one that it did not try.
+        why: of what is gone.
+    """
+
+    suite: str
+    old: Figure
+    new: Figure | None
+    better: Better
+    verdict: Verdict
+    why: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """New over old; none where it does not exist."""
+        if self.new is None or self.old.value == 0:
+            return None
+        return self.new.value / self.old.value
+
+    @property
+    def judged(self) -> bool:
+        return self.verdict not in ("not judged", "not run")
+
+    @property
+    def regression(self) -> bool:
+        return self.verdict in ("worse", "gone")
+
+
+def compare(
+    old: Mapping[str, Results],
+    new: Mapping[str, Results],
+    *,
+    allowed: float = ALLOWED,
+    ratios_only: bool = False,
+) -> list[Change]:
+    """Every figure of the suites that both have, in the old run's order.
+
+    Args:
+        allowed: by which a figure may be worse, as a part of the old one.
+        ratios_only: only figures that compare two things of one run, which other machines have in common.
+
+    Raises `ResultsError` where no suite is in both.
+    """
+    shared = [suite for suite in old if suite in new]
+    if not shared:
+        raise ResultsError(
+            f"nothing to compare: the old run has {', '.join(old)}, the new one {', '.join(new)}"
+        )
+    return [
+        _change(suite, figure, new[suite], allowed)
+        for suite in shared
+        for figure in old[suite].figures
+        if not ratios_only or figure.unit in RATIOS
+    ]
+
+
+def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change:
+    found = rule(old)
+    better = found.better if found is not None else "neither"
+    new = results.figure(old.name)
+    if new is None:
+        why = _reason(old.name, results)
+        gone = why is not None and better != "neither"
+        return Change(suite, old, None, better, "gone" if gone else "not run", why or "")
+    if found is None or better == "neither":
+        return Change(suite, old, new, better, "not judged")
+    if new.unit != old.unit:
+        return Change(suite, old, new, better, "not judged", f"it is in {new.unit} now, it was in {old.unit}")
+    sign = 1 if better == "smaller" else -1
+    worse_by = sign * (new.value - old.value)
+    if abs(worse_by) <= allowed * abs(old.value):
+        return Change(suite, old, new, better, "same")
+    if worse_by < 0:
+        return Change(suite, old, new, better, "better")
+    if found.floor and new.value <= found.floor:
+        return Change(suite, old, new, better, "same")
+    return Change(suite, old, new, better, "unclear" if _overlap(old, new) else "worse")
+
+
+def _reason(name: str, results: Results) -> str | None:
+    """Why the run does not have a figure, if it says so: of the figure, or of all that begin like it."""
+    for missing in results.not_measured:
+        if missing.name in (name, results.suite) or name.startswith(f"{missing.name}/"):
+            return missing.why
+    return None
+
+
+def _overlap(old: Figure, new: Figure) -> bool:
+    """Whether both have an interval around their value, and these have something in common."""
+    spans = [_interval(figure) for figure in (old, new)]
+    if spans[0] is None or spans[1] is None:
+        return False
+    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
+
+
+def _interval(figure: Figure) -> tuple[float, float] | None:
+    lo, hi = figure.lo, figure.hi
+    return None if lo is None or hi is None or not lo <= figure.value <= hi else (lo, hi)
+
+
+def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
+    """What else is not the same, a line each: machines, packages, suites that only one run has."""
+    lines = []
+    for suite in (s for s in old if s in new):
+        before, after = old[suite], new[suite]
+        if before.machine != after.machine:
+            changed = _changed(before.machine, after.machine)
+            lines.append(f"{suite}: the machine differs ({changed}): only ratios can be compared")
+        if before.versions != after.versions:
+            lines.append(f"{suite}: packages differ ({_changed(before.versions, after.versions)})")
+    lines += [f"{suite}: only the old run has it" for suite in old if suite not in new]
+    lines += [f"{suite}: only the new run has it" for suite in new if suite not in old]
+    return lines
+
+
+def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    return ", ".join(f"{n} {before.get(n, 'none')} -> {after.get(n, 'none')}" for n in names)
+
+
+_STYLES: Mapping[Verdict, str] = {
+    "worse": "bold red",
+    "gone": "bold red",
+    "better": "green",
+    "unclear": "yellow",
+}
+
+
+def table(changes: Iterable[Change]) -> Table:
+    """One row for each figure."""
+    made = Table(title="new over old")
+    for column in ("suite", "figure", "old", "new", "unit", "ratio", "better", "verdict"):
+        made.add_column(column, justify="right" if column in ("old", "new", "ratio") else "left")
+    for c in changes:
+        ratio = "-" if c.ratio is None else f"{c.ratio:.3f}"
+        verdict = f"{c.verdict}: {c.why}" if c.why else c.verdict
+        made.add_row(
+            c.suite, c.old.name, _with_interval(c.old), _with_interval(c.new), c.old.unit, ratio, c.better,
+            verdict, style=_STYLES.get(c.verdict, ""),
+        )  # fmt: skip
+    return made
+
+
+def _with_interval(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    if figure.lo is None or figure.hi is None:
+        return f"{figure.value:.4g}"
+    return f"{figure.value:.4g} ({figure.lo:.3g} to {figure.hi:.3g})"

@@ -1,0 +1,93 @@
+"""Which figures are better when they are larger: one table for all suites.
+
+The first rule whose pattern fits a figure's name, and whose unit is the figure's or any, decides. What only
+describes a run and what other engines do has no better: only jaxrank is judged.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from bench.results import Figure
+
+Better = Literal["larger", "smaller", "neither"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What figures of a name mean.
+
+    Attributes:
+        name: pattern of `fnmatch`, case-sensitive.
+        better: which direction is.
+        unit: of figures that the rule is for; any where it is empty.
+        floor: a worse value is no regression as long as it is not beyond this (errors within their bound,
+            counts that are nothing).
+    """
+
+    name: str
+    better: Better
+    unit: str = ""
+    floor: float = 0.0
+
+
+OTHERS = ("tensorflow*", "onnxruntime", "openvino", "jax", "torch*", "tvm", "triton*", "tfs*")
+"""Names of engines and servers that are not ours, as parts of figures' names."""
+
+_NOT_OURS = [Rule(pattern, "neither") for other in OTHERS for pattern in (f"*/{other}", f"*/{other}/*")]
+
+RULES: tuple[Rule, ...] = (
+    *_NOT_OURS,
+    Rule("numpy_ms_*", "neither"),
+    Rule("tensorflow_ms_*", "neither"),
+    Rule("ms_redis_py_*", "neither"),
+    Rule("ms_mget_per_key", "neither"),
+    # What was done, not how well.
+    Rule("slo_ms", "neither"),
+    Rule("zoo_models", "neither"),
+    Rule("onnx_node_tests", "neither"),
+    Rule("*_columns", "neither"),
+    Rule("*source_mflop_per_candidate", "neither"),
+    Rule("distinct_ids_per_request", "neither"),
+    Rule("soak_minutes", "neither"),
+    Rule("soak_swaps", "neither"),
+    Rule("soak_refused", "neither"),
+    Rule("soak_answered", "neither"),
+    Rule("fuzzed_rpcs", "neither"),
+    Rule("*kills_survived", "neither"),
+    # An error is held to its bound where it is measured; a regression is what leaves it.
+    Rule("*error*", "smaller", floor=1e-5),
+    Rule("auc_difference", "smaller", floor=1e-4),
+    Rule("*allocations_per_request", "smaller", floor=1.0),
+    Rule("*page_faults_per_1000_requests", "smaller", floor=100.0),
+    Rule("soak_memory_growth", "smaller", floor=32.0),
+    Rule("harness_overhead*", "smaller", floor=0.02),
+    Rule("soak_wrong_scores", "smaller"),
+    Rule("soak_failed", "smaller"),
+    Rule("crashes", "smaller"),
+    Rule("copies_per_byte", "smaller"),
+    Rule("dead_node_default_share", "smaller"),
+    Rule("*lookup_cost_*", "smaller"),
+    Rule("load_p99_ratio", "smaller"),
+    Rule("*_over_*", "smaller"),
+    Rule("*dynamic_over_static*", "smaller"),
+    Rule("*speedup*", "larger"),
+    Rule("roofline_fraction_*", "larger"),
+    Rule("*throughput*", "larger"),
+    Rule("*goodput*", "larger"),
+    Rule("*closed_loop/*", "larger"),
+    Rule("cache_hit_rate_*", "larger"),
+    Rule("*_per_s_*", "larger"),
+    Rule("zoo_converted", "larger"),
+    Rule("onnx_node_passed", "larger"),
+    *(
+        Rule("*", "smaller", unit=unit)
+        for unit in ("ms", "us", "ns", "s", "MFLOP", "MiB", "B", "bytes a request")
+    ),
+)
+
+
+def rule(figure: Figure) -> Rule | None:
+    """The rule for a figure; none where no rule fits, and its direction is not known."""
+    fits = (r for r in RULES if fnmatchcase(figure.name, r.name) and r.unit in ("", figure.unit))
+    return next(fits, None)

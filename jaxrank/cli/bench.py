@@ -1,0 +1,207 @@
+"""`jaxrank bench`: hands over to the suites of `bench/`, and reads what they wrote."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxrank.cli.console import results_console
+
+RESULTS = Path("bench/results")
+"""Where suites write and `report` reads, unless told otherwise."""
+
+_SUITES = {
+    "dense": "The dense half beside TensorFlow, XLA, ONNX Runtime, OpenVINO and JAX: ms of a request.",
+    "sparse": "Embedding lookups beside the memory's roofline, TensorFlow, NumPy and torch.",
+    "serve": "The server under load beside TensorFlow's: throughput within a promise, overhead, overload.",
+    "convert": "What the converter takes, with which error, and what it costs.",
+    "shadow": "A server's answers beside those of the one that it is to replace: exit code 1 if they differ.",
+}
+
+BENCH_EXAMPLES = """Examples:
+
+jaxrank bench dense --quick --models din
+
+jaxrank bench serve models/ranker/1 --out mine
+
+jaxrank bench all saved_model --out mine
+
+jaxrank bench report mine -o mine/report.html
+
+jaxrank bench compare bench/results mine --allow 10%
+"""
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    epilog=BENCH_EXAMPLES,
+    help="Measure jaxrank beside what you run today, on our models or on yours.\n\n"
+    "Suites compare scores with TensorFlow's before they time anything, run what they compare in turns, and "
+    "write DIR/<suite>.json: figures, machine, versions, commit, command, and what was not measured and why. "
+    "Options of a suite are its own: `jaxrank bench dense --help`.",
+)
+
+
+def _suite(name: str) -> Callable[[typer.Context], None]:
+    def command(context: typer.Context) -> None:
+        from bench.__main__ import start
+
+        start(name, _in_directory(name, context.args))
+
+    return command
+
+
+def _in_directory(suite: str, arguments: list[str]) -> list[str]:
+    """`--out DIR` is DIR/<suite>.json."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    found, rest = parser.parse_known_args(arguments)
+    if found.out is None:
+        return rest
+    file = found.out if found.out.suffix == ".json" else found.out / f"{suite}.json"
+    return [*rest, "--out", str(file)]
+
+
+def bench_all(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A bundle or SavedModel to measure instead of our models, in the suites that measure models."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the results.")] = RESULTS,
+    suites: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: convert, dense, sparse, serve; also tiers, updates, state, loading, host.",
+            show_default="convert,dense,sparse,serve",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few runs, in minutes: does it work here? No figures to keep.")
+    ] = False,
+) -> None:
+    """Run suites one after another, each in a process of its own.
+
+    A suite that fails does not stop the others: it leaves what it had measured, the reason beside it, and its
+    errors in DIR/<suite>.log. Exit code 1 if any failed.
+    """
+    from bench.every import MAIN, known, run_all, table
+
+    names = known(s.strip() for s in suites.split(",")) if suites is not None else MAIN
+    console = results_console()
+    ended = run_all(names, out, console, model=model, quick=quick)
+    console.print(table(ended))
+    if any(e.why for e in ended):
+        raise typer.Exit(1)
+
+
+def _share(text: str | float) -> float:
+    """`10%` or `0.1`."""
+    plain = str(text).strip()
+    try:
+        value = float(plain.removesuffix("%")) / (100 if plain.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise typer.BadParameter(f"{text!r} is not a share below 1, such as 10% or 0.1")
+    return value
+
+
+def bench_compare(
+    old: Annotated[Path, typer.Argument(help="Results file, or directory of them.")],
+    new: Annotated[Path, typer.Argument(help="Results file, or directory of them.")],
+    allow: Annotated[float, typer.Option(parser=_share, help="How much worse a figure may be.")] = "10%",  # type: ignore[assignment]
+    ratios: Annotated[
+        bool,
+        typer.Option(
+            "--ratios",
+            help="Only figures that hold two things of one run against each other: they carry over to other "
+            "machines best.",
+        ),
+    ] = False,
+) -> None:
+    """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow.
+
+    Where both runs have an interval for a figure and these overlap, a worse value is unclear, not a
+    regression. A figure that the new run tried and did not get is one.
+    """
+    from bench.compare import compare, differences, table
+    from bench.results import read_all
+
+    before, after = read_all(old), read_all(new)
+    changes = compare(before, after, allowed=allow, ratios_only=ratios)
+    console = results_console()
+    console.print(table(changes))
+    for line in differences(before, after):
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
+    worse = [c for c in changes if c.regression]
+    for c in worse:
+        told = f"{c.old.value:.4g} to {c.new.value:.4g} {c.old.unit}" if c.new is not None else c.why
+        line = f"worse: {c.suite} {c.old.name}: {told}"
+        console.print(line, style="bold red", highlight=False, markup=False)
+    judged = sum(c.judged for c in changes)
+    console.print(f"{judged} figures judged, {len(worse)} worse by over {allow:.0%}", highlight=False)
+    if worse:
+        raise typer.Exit(1)
+
+
+def bench_report(
+    results: Annotated[Path, typer.Argument(help="Results file, or directory of them.")] = RESULTS,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The HTML file; everything as JSON is written beside it.",
+            show_default="report.html beside the results",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="Prices of machines, a file like bench/prices.toml.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write it as Markdown, too; its charts go beside the results.")
+    ] = None,
+) -> None:
+    """Make a report of results: who wins where, charts, what a million requests cost, what was not measured.
+
+    One HTML file that loads nothing from elsewhere, and one JSON file. Both are made of results files alone,
+    on any machine; suites that are not among them are listed.
+    """
+    from bench.report.blocks import Chart
+    from bench.report.document import as_json, document, write
+    from bench.report.html import page as html_page
+    from bench.report.markdown import charts_directory
+    from bench.report.markdown import page as markdown_page
+    from bench.report.prices import DEFAULT, read_prices
+    from bench.results import REPORT, read_all
+
+    made = document(read_all(results), read_prices(prices or DEFAULT))
+    directory = results if results.is_dir() else results.parent
+    file = out or directory / f"{REPORT}.html"
+    if file.suffix == ".json":
+        raise typer.BadParameter(f"{file} is to be the HTML file", param_hint="--out")
+    write(file, html_page(made))
+    write(file.with_suffix(".json"), as_json(made))
+    if page is not None:
+        write(page, markdown_page(made, directory, page))
+        for chart in (b for section in made.sections for b in section.blocks if isinstance(b, Chart)):
+            write(charts_directory(directory) / f"{chart.name}.svg", chart.draw())
+    console = results_console()
+    console.print(f"{file} and {file.with_suffix('.json')}", highlight=False)
+    if made.missing:
+        console.print(f"not among the results: {', '.join(made.missing)}", style="yellow", highlight=False)
+
+
+def add_to(app: typer.Typer, wrap: Callable[..., Callable[..., None]]) -> None:
+    """Adds `jaxrank bench`; `wrap` reports errors."""
+    # The suite's own parser reads its options, and explains them.
+    handed_over = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    for name, about in _SUITES.items():
+        bench_app.command(name, help=about, context_settings=handed_over)(wrap(_suite(name), "bench"))
+    bench_app.command("all")(wrap(bench_all, "bench"))
+    bench_app.command("report")(wrap(bench_report, "bench"))
+    bench_app.command("compare")(wrap(bench_compare, "bench"))
+    app.add_typer(bench_app, name="bench")

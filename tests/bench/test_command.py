@@ -1,0 +1,46 @@
+"""`jaxrank bench` hands over to suites, and runs several of them."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import sparse
+from bench.every import known
+from bench.results import ResultsError
+from tests.command_line import jaxrank
+
+
+def test_help_names_every_command() -> None:
+    shown = jaxrank("bench", "--help").stdout
+    for name in ("dense", "sparse", "serve", "convert", "all", "compare"):
+        assert f" {name} " in shown
+
+
+def test_a_suites_options_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a directory for results is one file of it."""
+    given = []
+    monkeypatch.setattr(sparse, "main", given.append)
+    assert jaxrank("bench", "sparse", "--quick", "--out", tmp_path).returncode == 0
+    assert jaxrank("bench", "sparse", f"--out={tmp_path / 'a.json'}").returncode == 0
+    assert jaxrank("bench", "sparse", "--help").returncode == 0
+    assert given == [
+        ["--quick", "--out", str(tmp_path / "sparse.json")],
+        ["--out", str(tmp_path / "a.json")],
+        ["--help"],
+    ]
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(arguments: list[str]) -> None:
+        raise ModuleNotFoundError("no", name="tensorflow.python")
+
+    monkeypatch.setattr(sparse, "main", main)
+    done = jaxrank("bench", "sparse")
+    assert done.returncode == 1
+    assert "pip install 'jaxrank[bench]'" in done.stderr
+
+
+def test_there_is_no_such_suite() -> None:
+    with pytest.raises(ResultsError, match="there is no suite dens; suites are: dense"):
+        known(["sparse", "dens"])
+    assert jaxrank("bench", "all", "--suites", "dens").returncode == 2

@@ -1,0 +1,158 @@
+"""Two runs beside each other, and the table that says which direction is better."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.compare import compare, differences
+from bench.directions import rule
+from bench.results import Figure, NotMeasured, Results, ResultsError, read_all, read_results, write_results
+from tests.command_line import jaxrank
+
+COMMITTED = Path(__file__).parents[2] / "bench/results"
+
+
+def _run(*figures: Figure, missing: tuple[NotMeasured, ...] = (), suite: str = "dense") -> dict[str, Results]:
+    made = Results(
+        suite=suite, command="", commit="", date="", machine={"cores": 2}, versions={}, figures=list(figures),
+        not_measured=list(missing),
+    )  # fmt: skip
+    return {suite: made}
+
+
+def _ms(value: float, lo: float | None = None, hi: float | None = None) -> Figure:
+    return Figure(name="din/jaxrank/200", value=value, unit="ms", lo=lo, hi=hi)
+
+
+def _speedup(value: float) -> Figure:
+    return Figure(name="speedup_vs_tf_min", value=value, unit="ratio")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        pytest.param(_ms(10), _ms(10.9), "same", id="within"),
+        pytest.param(_ms(10), _ms(11.1), "worse", id="slower"),
+        pytest.param(_ms(10), _ms(8.9), "better", id="faster"),
+        pytest.param(_ms(10, 9, 12), _ms(12, 11, 13), "unclear", id="intervals overlap"),
+        pytest.param(_ms(10, 9, 11), _ms(12, 11.5, 13), "worse", id="intervals apart"),
+        pytest.param(_ms(10, 9, 12), _ms(12), "worse", id="one interval says nothing"),
+        pytest.param(_speedup(2.0), _speedup(1.79), "worse", id="larger is better, smaller"),
+        pytest.param(_speedup(2.0), _speedup(2.3), "better", id="larger is better, larger"),
+        pytest.param(
+            Figure(name="max_abs_error", value=1e-7, unit="score"),
+            Figure(name="max_abs_error", value=9e-7, unit="score"),
+            "same",
+            id="an error within its bound",
+        ),
+        pytest.param(
+            Figure(name="max_abs_error", value=1e-7, unit="score"),
+            Figure(name="max_abs_error", value=2e-5, unit="score"),
+            "worse",
+            id="an error beyond its bound",
+        ),
+        pytest.param(
+            Figure(name="crashes", value=0, unit="crashes"),
+            Figure(name="crashes", value=1, unit="crashes"),
+            "worse",
+            id="from nothing",
+        ),
+        pytest.param(
+            Figure(name="din/tensorflow/200", value=10, unit="ms"),
+            Figure(name="din/tensorflow/200", value=20, unit="ms"),
+            "not judged",
+            id="what others do",
+        ),
+        pytest.param(
+            Figure(name="peak_rss", value=10, unit="MiB"),
+            Figure(name="peak_rss", value=20, unit="KiB"),
+            "not judged",
+            id="another unit",
+        ),
+    ],
+)
+def test_verdicts(old: Figure, new: Figure, verdict: str) -> None:
+    (change,) = compare(_run(old), _run(new))
+    assert change.verdict == verdict
+
+
+def test_what_the_new_run_could_not_measure_is_a_regression() -> None:
+    """As opposed to what it did not try."""
+    old = _run(_ms(10), _speedup(2.0), Figure(name="bst/jaxrank/200", value=1, unit="ms"))
+    refused = NotMeasured(name="din/jaxrank/200", why="its scores differ")
+    found = compare(old, _run(missing=(refused, NotMeasured(name="bst", why="no memory"))))
+    assert [(c.verdict, c.why) for c in found] == [
+        ("gone", "its scores differ"),
+        ("not run", ""),
+        ("gone", "no memory"),
+    ]
+
+
+def test_only_ratios() -> None:
+    found = compare(_run(_ms(10), _speedup(2.0)), _run(_ms(30), _speedup(2.0)), ratios_only=True)
+    assert [c.old.name for c in found] == ["speedup_vs_tf_min"]
+
+
+def test_another_machine_is_told() -> None:
+    old, new = _run(_ms(10)), _run(_ms(10))
+    new["dense"] = msgspec.structs.replace(new["dense"], machine={"cores": 8}, versions={"numpy": "2.4"})
+    told = differences({**old, **_run(suite="serve")}, new)
+    assert told == [
+        "dense: the machine differs (cores 2 -> 8): only ratios can be compared",
+        "dense: packages differ (numpy none -> 2.4)",
+        "serve: only the old run has it",
+    ]
+
+
+def test_the_direction_of_every_committed_figure_is_known() -> None:
+    unknown = [
+        f"{results.suite} {figure.name} {figure.unit}"
+        for results in read_all(COMMITTED).values()
+        for figure in results.figures
+        if rule(figure) is None
+    ]
+    assert not unknown, "bench/directions.py has no rule for these"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Exit codes are for CI."""
+    for name, value in (("old", 10.0), ("new", 10.5), ("slow", 14.0)):
+        write_results(tmp_path / name / "dense.json", "dense", "c", [_ms(value)])
+    assert jaxrank("bench", "compare", tmp_path / "old", tmp_path / "new").returncode == 0
+    slower = jaxrank("bench", "compare", tmp_path / "old" / "dense.json", tmp_path / "slow")
+    assert slower.returncode == 1
+    assert "worse: dense din/jaxrank/200: 10 to 14 ms" in slower.stdout
+    assert "1 figures judged, 1 worse by over 10%" in slower.stdout
+    assert jaxrank("bench", "compare", tmp_path / "old", tmp_path / "slow", "--allow", "50%").returncode == 0
+    refused = jaxrank("bench", "compare", tmp_path / "old", tmp_path / "slow", "--allow", "a lot")
+    assert refused.returncode == 2 and "such as 10% or 0.1" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(None, "No such file", id="missing"),
+        pytest.param(b"{", "is not a results file", id="not JSON"),
+        pytest.param(b'{"suite": "dense", "figures": [{"name": "a"}]}', "is not a results file", id="schema"),
+        pytest.param(b'{"suite": "dense", "figures": 3}', "$.figures", id="the field is named"),
+    ],
+)
+def test_what_is_no_results_file(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "dense.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ResultsError) as refused:
+        read_results(path)
+    assert message in str(refused.value) and str(path) in str(refused.value)
+
+
+def test_directories_that_cannot_be_read_as_one_run(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="has no results; `jaxrank bench all --out"):
+        read_all(tmp_path)
+    for name in ("a", "b"):
+        write_results(tmp_path / f"{name}.json", "dense", "c", [_ms(1)])
+    with pytest.raises(ResultsError, match="two files of the suite dense"):
+        read_all(tmp_path)
+    with pytest.raises(ResultsError, match="nothing to compare: the old run has dense, the new one serve"):
+        compare(_run(), _run(suite="serve"))
