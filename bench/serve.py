@@ -245,8 +245,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="of MODEL in requests and figures (its directory's)")
     parser.add_argument(
         "--models", nargs="*", metavar="NAME",
-        help=f"whose throughput is compared ({', '.join(MODELS)}; with --quick {MODELS[0]}): those of the suite "
-        "dense, and bench/profiles.py's",
+        help=f"whose throughput is compared ({', '.join(MODELS)}; with --quick {MODELS[0]}): those of the "
+        "suite dense, and bench/profiles.py's",
     )  # fmt: skip
     parser.add_argument("--overhead-model", default=OVERHEAD_MODEL, metavar="NAME", help="(%(default)s)")
     parser.add_argument("--overload-model", default=OVERLOAD_MODEL, metavar="NAME", help="(%(default)s)")
