@@ -16,6 +16,7 @@ from serving.grpc_server import Server
 from serving.model_config import ConfigError
 from serving.monitoring.buckets import SECONDS, percentile
 from serving.monitoring.counts import RequestCounts
+from serving.monitoring.history import History
 from serving.monitoring.options import MonitoringOptions, read_metrics_path
 from serving.monitoring.timeline import PHASES, Timeline
 from serving.scheduling import ANY_TIME, SchedulingOptions
@@ -24,6 +25,7 @@ from serving.wire.codec import Content, decode, encode_content
 from serving.wire.predict_messages import read_request
 from serving.wire.reflection import PREDICTION_SERVICE
 from tests import models
+from tests.serving.lifecycle.versions import eventually
 from tests.serving.scraping import get, scraped, value
 
 
@@ -247,6 +249,19 @@ def test_counts_of_retired_versions_stay_in_their_models_sums() -> None:
     counts.retire([("m", 1)])
     requests(5, 1)
     assert {k.version: c.success for k, c in counts.read().items()} == {0: 1000, 1: 5, 2: 1000}
+
+
+def test_counts_are_put_together_without_a_scrape() -> None:
+    counts = RequestCounts()
+    for version in (1, 2):
+        timeline = Timeline("GRPC", "Predict", model="m", version=version)
+        timeline.ended = timeline.began + 0.001
+        counts.observe(timeline)
+    history = History(counts, dict, lambda: 0, lambda: 0.0, lambda: {("m", 2)}, seconds=0.01)
+    try:
+        eventually(lambda: {k.version: c.success for k, c in counts.read().items()} == {0: 1, 2: 1})
+    finally:
+        history.close()
 
 
 def test_percentiles_are_within_a_bucket_of_the_exact_ones() -> None:
