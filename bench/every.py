@@ -58,7 +58,7 @@ def run_all(
     if model is not None and (model / "manifest.json").is_file():
         names = [name for name in names if name != "convert"]
     for number, suite in enumerate(names, start=1):
-        console.rule(f"suite {number} of {len(names)}, {suite}: {SUITES[suite]}")
+        console.print(f"suite {number} of {len(names)}, {suite}: {SUITES[suite]}", style="bold")
         arguments = [str(model)] if model is not None and suite in WITH_MODEL else []
         arguments += ["--quick"] if quick and suite in _QUICK else []
         ended.append(_run_one(suite, out, arguments))
