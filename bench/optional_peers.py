@@ -6,6 +6,7 @@ NVIDIA's PyTriton, the one third-party server that a package brings whole, is no
 that speaks TensorFlow Serving's protocol, in whatever environment it runs.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -21,6 +22,8 @@ from serving.host.program import FeatureBlocks
 def torch_engine(task: Task) -> Prepare:
     """`torch.compile` on the bundle's module as PyTorch source, before any of our rewrites; compiled for each
     number of candidates, not timed."""
+    # Triton has an LLVM of its own, which ends a process that has TensorFlow's; a CPU needs none of it.
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
     import torch  # pyright: ignore[reportMissingImports]
 
     from bench.gpu.torch_source import torch_source
