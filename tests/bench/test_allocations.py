@@ -52,7 +52,8 @@ def test_every_call_is_counted(under: str, jemalloc: Path, tmp_path_factory: pyt
 def test_both_allocators_beside_each_other(
     served: bool, ranker_bundle: Path, jemalloc: Path, tmp_path: Path
 ) -> None:
-    """The same work allocates the same under both."""
+    """The same work allocates the same under both, but for the buffers that a stream keeps when it needs them
+    for the first time: which stream gets a request is chance."""
     requests = {
         f"{i}/{name}": value
         for i, rows in enumerate((1, 40, 9))
@@ -66,7 +67,7 @@ def test_both_allocators_beside_each_other(
     (glibc,), (other,) = found["glibc"], found["jemalloc"]
     assert glibc.allocations > 10 and glibc.bytes > 1000 and glibc.cpu_ms > 0
     assert other.allocations == pytest.approx(glibc.allocations, rel=0.2)
-    assert other.bytes == pytest.approx(glibc.bytes, rel=0.2)
+    assert other.bytes == pytest.approx(glibc.bytes, rel=0.6)
     named = {f.name: f for f in figures(found, "served_")}
     assert named["served_jemalloc_allocations"].value == other.allocations
     assert named["served_glibc_minor_faults_per_1000"].unit == "faults/1000 requests"
