@@ -29,13 +29,13 @@ sanitize: $(STAMP) ## The C++ tests and the whole native core under the address,
 	$(BIN)/python -m tests.native.build
 	$(BIN)/python -m tests.native.sanitized
 
-bench: $(STAMP) ## Measure again what bench/results/ holds
+bench: $(STAMP) ## Measure again what bench/results/ holds; soak and faults have commands of their own
 	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
-	$(BIN)/jaxrank bench all --suites convert,dense,tiers,sparse,host,state,serve
+	-$(BIN)/jaxrank bench all --suites convert,dense,tiers,sparse,host,updates,state,loading,serve
 	$(BIN)/jaxrank bench report --page docs/performance.md
 
 bench-check: $(STAMP) ## Measure ratios again, and fail where one is over 10% worse than in bench/results/
-	-$(BIN)/jaxrank bench all --suites dense,sparse,serve --out .cache/bench/check
+	-$(BIN)/jaxrank bench all --suites dense,sparse,loading,serve --out .cache/bench/check
 	$(BIN)/jaxrank bench compare --ratios bench/results .cache/bench/check
 
 faults: $(STAMP) ## 50,000 hostile requests and 1,000 damaged bundles; make test sends a few of them

@@ -193,12 +193,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="models, bundles and modules, kept for the next run (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; with MODEL dense.json)"
+        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; of a part of it dense.json)"
     )
     arguments = parser.parse_args(argv)
     if arguments.model is not None and arguments.models:
         parser.error("give either MODEL or --models")
-    arguments.out = arguments.out or (RESULTS if arguments.model is None else Path(RESULTS.name))
+    # What is not the whole suite does not take the place of its results.
+    part = arguments.model or arguments.models or arguments.quick or arguments.sizes != list(SIZES)
+    arguments.out = arguments.out or (Path(RESULTS.name) if part else RESULTS)
     return arguments
 
 

@@ -69,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     Rule("dead_node_default_share", "smaller"),
     Rule("*lookup_cost_*", "smaller"),
     Rule("load_p99_ratio", "smaller"),
+    Rule("*_normal_priority", "neither"),  # what loading costs without what we do about it
     Rule("*_over_*", "smaller"),
     Rule("*dynamic_over_static*", "smaller"),
     Rule("*speedup*", "larger"),

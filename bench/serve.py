@@ -277,12 +277,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="models and bundles, kept for the next run (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; with MODEL serve.json)"
+        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; of a part of it serve.json)"
     )
     arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
     if arguments.replay is not None and arguments.model is None:
         parser.error("--replay needs the MODEL that the requests are to")
-    arguments.out = arguments.out or (RESULTS if arguments.model is None else Path(RESULTS.name))
+    # What is not the whole suite does not take the place of its results.
+    part = arguments.model or arguments.models is not None or arguments.quick
+    part = part or arguments.parts != list(PARTS)
+    arguments.out = arguments.out or (Path(RESULTS.name) if part else RESULTS)
     if arguments.models is None:
         arguments.models = list(MODELS[:1] if arguments.quick else MODELS)
     return arguments

@@ -11,7 +11,7 @@ from bench.results import Figure, NotMeasured, read_figures
 from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, TFS, Found, Measured, Overhead, Overload
 from bench.serve_search import Point, Search
 
-_ELSEWHERE = {
+ELSEWHERE = {
     "soak": ("python -m bench soak BUNDLE", ("soak_minutes", "soak_wrong_scores")),
     "loading": ("python -m bench loading", ("load_p99_ratio",)),
     "faults": ("make faults", ("fuzzed_rpcs", "crashes")),
@@ -43,7 +43,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
         made += _of_overload(found.overload, found.slo_ms)
     else:
         missing.append(NotMeasured(name="goodput_at_2x", why="that part did not run"))
-    for suite, (command, names) in _ELSEWHERE.items():
+    for suite, (command, names) in ELSEWHERE.items():
         known = read_figures(found.results / f"{suite}.json")
         made += [known[name] for name in names if name in known]
         why = f"{suite}.json does not have it; {command} writes it"

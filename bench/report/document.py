@@ -118,7 +118,9 @@ def _measured(results: Mapping[str, Results], missing: list[str]) -> list[Block]
     versions = {f"{name} {version}": None for r in results.values() for name, version in r.versions.items()}
     if versions:
         blocks.append(f"Versions: {', '.join(versions)}.")
-    if len({str(r.machine) for r in results.values()}) > 1:
+    # Which facts of a machine are written down has grown with time.
+    common = set.intersection(*(set(r.machine) for r in results.values())) if results else set[str]()
+    if len({str(sorted((k, r.machine[k]) for k in common)) for r in results.values()}) > 1:
         blocks.append("Suites were run on more than one machine: their figures cannot be compared.")
     if missing:
         blocks.append(f"Not in these results: {', '.join(missing)}.")

@@ -70,7 +70,10 @@ def bench_all(
             help="A bundle or SavedModel to measure instead of our models, in the suites that measure models."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory of the results.")] = RESULTS,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"Directory of the results: {RESULTS}, or results for --quick or a MODEL."),
+    ] = None,
     suites: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +94,7 @@ def bench_all(
 
     names = known(s.strip() for s in suites.split(",")) if suites is not None else MAIN
     console = results_console()
+    out = out or (Path("results") if quick or model is not None else RESULTS)
     ended = run_all(names, out, console, model=model, quick=quick)
     console.print(table(ended))
     if any(e.why for e in ended):

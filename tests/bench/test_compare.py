@@ -1,5 +1,6 @@
 """Two runs beside each other, and the table that says which direction is better."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from bench.compare import compare, differences
 from bench.directions import rule
 from bench.results import Figure, NotMeasured, Results, ResultsError, read_all, read_results, write_results
+from bench.serve_report import ELSEWHERE
 from tests.command_line import jaxrank
 
 COMMITTED = Path(__file__).parents[2] / "bench/results"
@@ -113,6 +115,25 @@ def test_the_direction_of_every_committed_figure_is_known() -> None:
         if rule(figure) is None
     ]
     assert not unknown, "bench/directions.py has no rule for these"
+
+
+def test_a_check_that_finds_what_is_committed_passes() -> None:
+    """`make bench-check` is held to nothing that it does not measure again: the suite `serve` has figures of
+    other suites, too."""
+    makefile = (COMMITTED.parents[1] / "Makefile").read_text()
+    found = re.search(r"--suites (\S+) --out .cache/bench/check", makefile)
+    assert found is not None
+    committed = read_all(COMMITTED)
+    again = {suite: committed[suite] for suite in found[1].split(",")}
+    absent = [n for suite, (_, names) in ELSEWHERE.items() if suite not in again for n in names]
+    serve = again["serve"]
+    again["serve"] = msgspec.structs.replace(
+        serve,
+        figures=[f for f in serve.figures if f.name not in absent],
+        not_measured=[*serve.not_measured, *(NotMeasured(name=n, why="not there") for n in absent)],
+    )
+    changes = compare(committed, again, ratios_only=True)
+    assert len(changes) > 10 and not [c for c in changes if c.verdict in ("worse", "gone")]
 
 
 def test_the_command(tmp_path: Path) -> None:
