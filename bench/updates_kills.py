@@ -58,7 +58,7 @@ def apply_with_kills(
             assert process.stdout is not None and process.stderr is not None
             begins, began = process.stdout.readline(), time.monotonic()
             if begins and seconds is not None and hit < kills:
-                time.sleep(draw.uniform(0, 1.1) * seconds)
+                time.sleep(draw.uniform(0, 0.9) * seconds)
                 process.kill()
                 hit += "ends" not in process.stdout.read()
             else:

@@ -146,7 +146,8 @@ class Admission(grpc.ServerInterceptor):
 
     def _checking(self, behavior: Any) -> Any:
         def check(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            return behavior(self._first_or_abort(messages, context), context)
+            with self._entered(self._probes, context):
+                return behavior(self._first_or_abort(messages, context), context)
 
         return check
 

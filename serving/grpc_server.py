@@ -267,6 +267,8 @@ class Server:
         # Requests already on their way are still answered.
         time.sleep(min(_ARRIVAL_SECONDS, self._options.grace_seconds))
         self._server.stop(max(0.0, ends - time.monotonic()))
+        if self._rest is not None:
+            self._rest.drain()
         # A health Watch never ends on its own: what is waited for is work, not streams.
         finished = self._workers.wait_until_idle(max(0.0, ends - time.monotonic()))
         if self._rest is not None:

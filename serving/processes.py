@@ -157,9 +157,9 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: wake.send(bytes([number])))
         self._selector.register(signals, selectors.EVENT_READ, None)
-        for worker in self._workers:
-            self._start(worker)
         try:
+            for worker in self._workers:
+                self._start(worker)
             while self._ends_at is None or any(w.process for w in self._workers):
                 for key, _ in self._selector.select(self._wait_seconds()):
                     if key.data is None:
@@ -167,6 +167,8 @@ class Supervisor:
                     else:
                         self._heard(key.data)
                 self._look_at_the_clock()
+        except OSError as error:
+            raise WorkersError(f"the workers cannot be started: {error}") from error
         finally:
             for worker in self._workers:
                 if worker.process is not None:

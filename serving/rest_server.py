@@ -121,6 +121,7 @@ class RestServer:
         self._operations, self._access = operations, access
         self._operator = ThreadPoolExecutor(1, thread_name_prefix="operations")
         self._requests = self._posts = 0
+        self._draining = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_Faults())
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
@@ -130,6 +131,10 @@ class RestServer:
         except OSError:
             self._close_loop()
             raise
+
+    def drain(self) -> None:
+        """Closes the port, and each connection with its next answer: what comes goes to other servers."""
+        self._loop.call_soon_threadsafe(self._drain)
 
     def stop(self, seconds: float) -> None:
         """Closes the port, lets requests in flight finish within `seconds`, and ends."""
@@ -166,8 +171,13 @@ class RestServer:
         )
         return listener, listener.sockets[0].getsockname()[1]
 
-    async def _finish(self, seconds: float) -> None:
+    def _drain(self) -> None:
+        self._draining = True
         self._listener.close()
+        self._http.close_idle()
+
+    async def _finish(self, seconds: float) -> None:
+        self._drain()
         ends = time.monotonic() + seconds
         while self._requests and time.monotonic() < ends:
             await asyncio.sleep(0.01)
@@ -191,7 +201,7 @@ class RestServer:
         response = web.Response(body=answer.body, status=answer.status, headers=headers)
         if len(answer.body) >= _COMPRESS_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
             response.enable_compression(web.ContentCoding.gzip)
-        if not request.content.is_eof():
+        if self._draining or not request.content.is_eof():
             response.force_close()  # what is left of the body is not read
         return response
 
@@ -395,4 +405,6 @@ class _Faults:
 def _told(error: Exception) -> HttpAnswer:
     told = refusal(error)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(told, UnauthenticatedError) else {}
-    return HttpAnswer(dumps({"error": str(told)}), HTTP_STATUS[told.code], headers=headers)
+    # It may quote what is no text.
+    text = str(told).encode(errors="replace").decode()
+    return HttpAnswer(dumps({"error": text}), HTTP_STATUS[told.code], headers=headers)

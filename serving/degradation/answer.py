@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -70,6 +71,9 @@ class DegradedModel:
         """As `Model.predict`, with the level's reductions. Says in `urgency.remarks` what was left out."""
         signature = self._model.manifest.signature
         names = [t.name for t in signature.outputs] if outputs is None else list(outputs)
+        step = self._reductions.candidates
+        if step is not None and step.rest is not None:  # the turn goes on: two models are asked
+            urgency = replace(urgency, turn_over=lambda: None)
 
         def own(features: Features) -> Scores:
             return self._model.predict(features, names, urgency, budget)

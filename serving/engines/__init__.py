@@ -7,6 +7,7 @@ distribution adds one with an entry point of the group `jaxrank.engines`, named 
 
 import importlib
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -121,8 +122,9 @@ class StreamSchedulers:
     def close(self, seconds: float | None = None) -> None:
         """As `StreamScheduler.close`, for every device."""
         with self._lock:
+            ends = None if seconds is None else time.monotonic() + seconds
             for scheduler in self._schedulers.values():
-                scheduler.close(seconds)
+                scheduler.close(None if ends is None else max(0.0, ends - time.monotonic()))
 
 
 def engine_names() -> list[str]:

@@ -162,7 +162,8 @@ nb::object find_tensors(nb::bytes request) {
     } else if (field->is(2, kBytes)) {
       const auto input = read_input(field->bytes);
       const auto name = input ? text_of(input->name) : nb::object();
-      if (!name) return nb::none();
+      // Of two of one name the last counts, and the first must parse all the same.
+      if (!name || inputs.contains(name)) return nb::none();
       inputs[name] = tensor_of(input->tensor, data);
     } else if (field->is(3, kBytes)) {
       const auto name = text_of(field->bytes);

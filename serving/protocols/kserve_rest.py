@@ -80,6 +80,7 @@ class KServeRest:
             document.update(parse_object(text))
             parameters.update(_object(document, "parameters"))
             check_request_parameters(parameters)
+            _check_identifier(document)
             for output in _objects(document, "outputs"):
                 of_output = _object(output, "parameters")
                 wanted = _text(output, "name")
@@ -194,6 +195,15 @@ def _text(document: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequestError(f"{key!r} is {shown(value)}; give a string")
     return value
+
+
+def _check_identifier(document: dict[str, Any]) -> None:
+    """The answer has it, too: raises `InvalidRequestError` for one that no answer can hold."""
+    found = document.get("id", "")
+    try:
+        found.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise InvalidRequestError(f"'id' is {shown(found)}; give a string") from error
 
 
 def _answer(document: object) -> HttpAnswer:

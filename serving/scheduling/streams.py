@@ -21,6 +21,10 @@ from serving.scheduling.urgency import BACKGROUND, GONE, LATE, Urgency
 
 _T = TypeVar("_T")
 
+_TRY_EVERY = 4
+"""Of the requests that seem too large for their deadlines on a device that does nothing, one in so many is
+tried."""
+
 MAX_SHARED_REQUESTS = 64
 """Of one shared call."""
 
@@ -83,6 +87,8 @@ class StreamScheduler:
         """By key and priority: who is overtaken is late by another measure than those who overtake."""
         self._running: dict[int, tuple[Job, float]] = {}
         """By stream, the job whose call runs there, and since when."""
+        self._doubted: dict[object, int] = {}
+        """Requests of a key that were refused while nothing ran, since one was tried."""
         self._loads: dict[object, _Counts] = {}
         self._seconds = 0.0
         """That calls of all keys took."""
@@ -118,11 +124,17 @@ class StreamScheduler:
         job.urgency.turn_over()
         if stream is not None:
             self._execute(job, call, stream)
-        else:
-            job.urgency.on_leave(lambda: self._left(job))
+        # gRPC keeps what it calls when a client leaves until its call ends, which may have other jobs.
+        waiting = [job]
+        if stream is None:
+            job.urgency.on_leave(lambda: self._left(*waiting))
         remaining = job.urgency.remaining()
-        if not job.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
-            raise DeadlineError(LATE)
+        try:
+            if not job.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
+                self._left(job)
+                raise DeadlineError(LATE)
+        finally:
+            waiting.clear()
         job.describe(job.urgency.timeline)
         return job.result()
 
@@ -159,6 +171,7 @@ class StreamScheduler:
         """Drops what was learned about a key that gets no more jobs."""
         with self._lock:
             self._loads.pop(key, None)
+            self._doubted.pop(key, None)
             for known in [k for k in self._lateness if k[0] is key]:
                 del self._lateness[known]
             self._waiting.forget(key)
@@ -174,8 +187,9 @@ class StreamScheduler:
                 job.fail(OverloadedError("the server is stopping", "stopping"))
             for condition in self._wake:
                 condition.notify()
+        ends = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(None if ends is None else max(0.0, ends - time.monotonic()))
 
     def _work(self, stream: int) -> None:
         self._pin(stream)
@@ -218,11 +232,12 @@ class StreamScheduler:
         job.fail(DeadlineError(LATE) if late else CancelledError(GONE))
         return True
 
-    def _left(self, job: Job) -> None:
-        """The client of a job went away."""
+    def _left(self, *jobs: Job) -> None:
+        """Nobody waits for jobs any more."""
         with self._lock:
-            if job in self._waiting:
-                self._give_up(job, time.monotonic())
+            for job in jobs:
+                if job in self._waiting:
+                    self._give_up(job, time.monotonic())
 
     def _start(self, job: Job, stream: int) -> Call:
         """The first call of a job, with the waiting jobs that share it."""
@@ -327,13 +342,21 @@ class StreamScheduler:
         # Where nothing waits, the margin does not count: there is always somebody to learn it from.
         late = self._lateness.get((key, urgency.priority)) if self._waiting else None
         likely = needed + (late.margin if late is not None else 0.0)
-        if likely > urgency.remaining():
+        if likely > urgency.remaining() and not self._is_tried(key):
             raise OverloadedError(
                 f"it would take {likely * 1e3:.0f} ms with the requests before it, and its deadline is in "
                 f"{max(urgency.remaining(), 0.0) * 1e3:.0f} ms; send fewer at once",
                 "would_be_late",
             )
         return needed
+
+    def _is_tried(self, key: object) -> bool:
+        """Whether a request runs that seems too large for its deadline. Where nothing runs, nothing is
+        learned either: one call that took long for once would have every later request refused."""
+        if self._waiting or self._running:
+            return False
+        self._doubted[key] = doubted = (self._doubted.get(key, 0) + 1) % _TRY_EVERY
+        return doubted == 0
 
     def _needed(self, key: object, urgency: Urgency, rows: int | None) -> float:
         """Seconds until a request that comes now ends: as if what goes before it, and then its calls, were

@@ -137,10 +137,16 @@ class StateCache:
             remaining = urgency.remaining()
             if not flight.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
                 raise DeadlineError(LATE)
-            if flight.entry is not None and flight.entry.value is not None:
+            if flight.entry is not None:
+                if flight.entry.value is not None:
+                    with self._lock:
+                        self._count(key, hits=1, shared=1)
+                    return flight.entry, True
+                # Nothing of it can be shared: one after the other they would wait for each other.
                 with self._lock:
-                    self._count(key, hits=1, shared=1)
-                return flight.entry, True
+                    self._count(key, misses=1)
+                flight = None
+                break
             urgency.check()
         if flight is None:
             return make(), False

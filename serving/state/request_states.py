@@ -139,7 +139,9 @@ class RequestStates:
         if not self._host.in_parts:
             return None
         host = self._host.prepare(now, inputs, budget)
-        state = self._engine.prepare(host.block, urgency) if self._engine is not None else None
+        # The turn goes on: the candidates are looked up next.
+        kept = replace(urgency, turn_over=lambda: None)
+        state = self._engine.prepare(host.block, kept) if self._engine is not None else None
         return _Side(host, state)
 
     def _ranked(

@@ -1,10 +1,13 @@
 """Each call has a stream for itself, urgent requests go first, and small ones share calls."""
 
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -296,6 +299,32 @@ def test_what_would_be_late_is_refused_at_once() -> None:
                 scheduler.refuse_late("model", Urgency.within(0.01))
         for request in waiting:
             request.end()
+
+
+def test_one_call_that_took_long_is_forgotten() -> None:
+    """On a device that does nothing, where every request would be refused by what that one took."""
+    with _scheduler() as scheduler:
+        scheduler.run(_job(lambda job, stream: time.sleep(1.0)))
+        answered = 0
+        for _ in range(400):
+            with suppress(OverloadedError):
+                scheduler.run(_job(lambda job, stream: None, urgency=Urgency.within(0.5)))
+                answered += 1
+        assert answered > 300
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_not_kept() -> None:
+    """Neither in the queue, where nobody tells that its caller left, nor by what is called then."""
+    told = SimpleQueue[Callable[[], None]]()
+    with _scheduler(max_waiting=1) as scheduler, _busy(scheduler):
+        job = _job(lambda job, stream: None, urgency=replace(Urgency.within(0.01), on_leave=told.put))
+        assert isinstance(Started(scheduler, job).end().error, DeadlineError)
+        kept = weakref.ref(job)
+        del job
+        gc.collect()
+        assert kept() is None
+        told.get(timeout=PATIENCE)()
+        _wait_for(scheduler, 0)
 
 
 def test_calls_that_run_count() -> None:

@@ -166,7 +166,7 @@ def _bundle_sequence(bundle: Path) -> int:
 
 def test_a_killed_apply_leaves_a_bundle_at_one_sequence(write_model: WriteModel, tmp_path: Path) -> None:
     """The rows of epoch n are n: all tables, the sequence numbers and the rows agree after every kill."""
-    count, kills = 8, 3
+    count, kills = 10, 3
     for epoch in range(count + 1):
         write_model(tmp_path / f"{epoch}", epoch)
     after: list[object] = []
