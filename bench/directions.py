@@ -68,6 +68,7 @@ RULES: tuple[Rule, ...] = (
     Rule("copies_per_byte", "smaller"),
     Rule("dead_node_default_share", "smaller"),
     Rule("*lookup_cost_*", "smaller"),
+    Rule("open_ms_*", "smaller"),
     Rule("load_p99_ratio", "smaller"),
     Rule("*_normal_priority", "neither"),  # what loading costs without what we do about it
     Rule("*_over_*", "smaller"),

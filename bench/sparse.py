@@ -273,6 +273,17 @@ def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
                 table.pool(bags.ids, bags.offsets, None, "sum", None, turns.out)
 
             found = interleaved({"ours": ours}, rounds=sizes.rounds, pause_s=0, advance=turns.advance)["ours"]
+            opened = interleaved({"open": lambda path=table.path: open_table(path)}, rounds=5)["open"]
+            size = Path(table.path).stat().st_size
+        figures.append(
+            Figure(
+                name=f"open_ms_{rows}_rows",
+                value=round(opened.median, 3),
+                unit="ms",
+                runs=opened.runs,
+                note=f"mapped, {size / 1e9:.2g} GB, its checksums compared as rows are read",
+            )
+        )
         cost = per_row(found, sizes)
         console.print(f"{rows:,} rows: {cost:.1f} ns a row")
         figures.append(
