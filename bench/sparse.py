@@ -67,15 +67,17 @@ OF_HOST = ("host_program_ms_100x500", "allocations_per_request", "page_faults_pe
 
 @contextmanager
 def made(directory: Path, rows: int, dim: int) -> Iterator[Table]:
-    """A float32 table in huge pages; its file is gone once it is open."""
+    """A float32 table in huge pages."""
     path = directory / "bench.table"
     some = np.random.default_rng(0).normal(size=(min(rows, 1 << 16), dim)).astype(np.float32)
     with TableWriter(path, dim) as writer:
         for start in range(0, rows, len(some)):
             writer.append(some[: min(len(some), rows - start)])
     table = open_table(path, memory="huge", trusted=True)
-    path.unlink()
-    yield table
+    try:
+        yield table
+    finally:
+        path.unlink()
 
 
 def roofline(directory: Path) -> Callable[[Table, Bags, np.ndarray], None]:
