@@ -259,6 +259,8 @@ def test_refused(channel: grpc.Channel, request_: pb.ModelInferRequest, code: st
             400,
             "0 bytes are left",
         ),
+        ("POST", "/v2/models/regressor/infer", '{"id": 5, "inputs": []}', 400, "'id' is 5"),
+        ("POST", "/v2/models/regressor/infer", '{"id": "\\ud800", "inputs": []}', 400, "'id' is"),
         ("POST", "/v2/models/no/infer", '{"inputs": []}', 404, "no model 'no'"),
         ("GET", "/v2/models/no", "", 404, "no model 'no'"),
         ("POST", "/v2/repository/models/no/load", "", 404, "no model 'no'"),

@@ -2,18 +2,22 @@
 
 import base64
 import gzip
+import http.client
 import json
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.grpc_server import Server
+from serving.grpc_server import Server, ServerOptions
 from serving.model_config import ModelConfig
 from serving.monitoring.ended import Ended
 
@@ -66,6 +70,32 @@ def test_the_documented_examples(server: Server) -> None:
     assert _json(server, MODEL + ":regress", {"examples": [{"x": 1.0}, {"x": 2.0}]}) == {
         "results": [3.5, 4.0]
     }
+
+
+def test_requests_that_never_pause_do_not_hold_the_end(example_models: Path) -> None:
+    """Four clients, each on a connection that it keeps: every answer is the last of its connection, and a new
+    one is refused."""
+    config = ModelConfig("half_plus_three", example_models / "models" / "half_plus_three")
+    server = Server(ServerOptions(models=[config], host="127.0.0.1", port=0, rest_port=0, grace_seconds=60))
+    assert server.rest_address is not None
+    address, answers, body = server.rest_address, SimpleQueue[bytes](), b'{"instances": [1.0]}'
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        with suppress(OSError):
+            while True:
+                connection.request("POST", MODEL + ":predict", body)
+                answers.put(connection.getresponse().read())
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(ask) for _ in range(4)]
+        for _ in range(20):
+            answers.get(timeout=30)
+        began = time.monotonic()
+        assert server.stop() and time.monotonic() - began < 30
+        for client in asking:
+            client.result(timeout=30)
+    assert {answers.get() for _ in range(answers.qsize())} == {b'{"predictions":[3.5]}'}
 
 
 @pytest.mark.parametrize("which", ["/versions/1", "/labels/stable", ""])
@@ -152,6 +182,7 @@ def test_classify_and_rows_of_named_outputs(server: Server, example_models: Path
         (":predict", {"instances": [1.0], "signature_name": 5}, 400, "must be a string value"),
         (":predict", {"instances": [1.0], "signature_name": "no"}, 400, "no signature 'no'"),
         (":predict", {"instances": [{"y": 1.0}]}, 400, "keys must be equal to: x"),
+        (":predict", {"instances": [{"\ud800": 1.0}]}, 400, "keys must be equal to: x"),
         (":predict", {"instances": [{"x": 1.0}, 2.0]}, 400, "at item 1 of input list"),
         (":predict", {"inputs": {"y": [1.0]}}, 400, "Missing named input: x"),
         (":predict", {"instances": [[1.0, 2.0]]}, 400, "'x' has 2 dimensions"),
