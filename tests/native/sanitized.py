@@ -51,10 +51,14 @@ def run(sanitizers: str, core: Path, module: str, *arguments: str) -> str:
     """Output of `python -m module ARGUMENTS CORE` with a sanitized core; raises `AssertionError` with its
     report."""
     compiler = os.environ.get("CXX", "c++")
-    found = subprocess.run(
-        [compiler, f"-print-file-name={_RUNTIMES[sanitizers]}"], capture_output=True, text=True, check=True
-    )
-    environment = {**os.environ, **_OPTIONS, "LD_PRELOAD": found.stdout.strip()}
+    # Python does not have the C++ library when the sanitizer looks for what throws exceptions.
+    libraries = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in (_RUNTIMES[sanitizers], "libstdc++.so")
+    ]
+    environment = {**os.environ, **_OPTIONS, "LD_PRELOAD": ":".join(libraries)}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments, str(core)],
         env=environment,

@@ -41,6 +41,7 @@ int64_t Shape::product(int from, int to) const {
 }
 
 int64_t integer_at(const Tensor& tensor, int64_t i) {
+  check(0 <= i && i < tensor.count, "a tensor of shape ", tensor.shape, " where one of more values is expected");
   return for_index(tensor.type, [&]<typename T>(std::type_identity<T>) {
     return static_cast<int64_t>(static_cast<const T*>(tensor.data)[i]);
   });

@@ -61,7 +61,9 @@ int64_t sorted_segments(std::span<const int64_t> ids) {
   for (size_t i = 0; i < ids.size(); ++i) {
     check(ids[i] >= (i ? ids[i - 1] : 0), "segment ids are not increasing from 0 on");
   }
-  return ids.empty() ? 0 : ids.back() + 1;
+  if (ids.empty()) return 0;
+  check(ids.back() < INT64_MAX, "the segment id ", ids.back(), " is too large");
+  return ids.back() + 1;
 }
 
 Shape with_rows(const Shape& shape, int64_t rows, int from = 1) {
