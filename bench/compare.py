@@ -7,7 +7,7 @@ from typing import Literal
 from rich.table import Table
 
 from bench.directions import Better, rule
-from bench.results import Figure, Results, ResultsError
+from bench.results import Figure, Results, ResultsError, same_machine
 
 ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
@@ -128,7 +128,7 @@ def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[
     lines = []
     for suite in (s for s in old if s in new):
         before, after = old[suite], new[suite]
-        if any(before.machine[k] != after.machine[k] for k in before.machine if k in after.machine):
+        if not same_machine(before, after):
             changed = _changed(before.machine, after.machine)
             lines.append(f"{suite}: the machine differs ({changed}): only ratios can be compared")
         if before.versions != after.versions:

@@ -70,6 +70,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         return next((f for f in self.figures if f.name == name), None)
 
 
+def same_machine(a: Results, b: Results) -> bool:
+    """By the facts that both name: what is written down of a machine has grown with time."""
+    return all(a.machine[fact] == b.machine[fact] for fact in a.machine if fact in b.machine)
+
+
 class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 

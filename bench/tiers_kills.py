@@ -3,29 +3,13 @@ afterwards."""
 
 import random
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAM = "from jaxrank.cli import app; app()"
-_TOLD = """
-import serving.tiers.transfer
-from jaxrank.cli import app
+from bench.kills import COMMAND, telling
 
-def told(push):
-    def run(*arguments):
-        print("begins", flush=True)
-        found = push(*arguments)
-        print("ends", flush=True)
-        return found
-    return run
-
-serving.tiers.transfer.push = told(serving.tiers.transfer.push)
-app()
-"""
-"""The same, and it says when rows begin to be pushed, and when they are: most of a short command is Python's
-start."""
+_PUSH = telling("serving.tiers.transfer.push")
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ def push_with_kills(bundle: Path, config: Path, store: str, *, kills: int, seed:
     hit = 0
     arguments = [str(bundle), "--config", str(config), "--store", store]
     for _ in range(kills):
-        command = [sys.executable, "-c", _TOLD, "tables", "push", *arguments]
+        command = [*_PUSH, "tables", "push", *arguments]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
@@ -67,9 +51,7 @@ _SPREAD_SECONDS = 0.1
 
 
 def _run(command: str, arguments: list[str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "tables", command, *arguments], capture_output=True, text=True
-    )
+    done = subprocess.run([*COMMAND, "tables", command, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"jaxrank tables {command} ended with {done.returncode}: {done.stderr}")
     return " ".join(done.stderr.split())

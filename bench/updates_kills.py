@@ -2,31 +2,14 @@
 
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAM = """
-import serving.tables
-import serving.updates.bundles
-from jaxrank.cli import app
+from bench.kills import telling
 
-def told(function):
-    def run(*arguments, **options):
-        print("begins", flush=True)
-        found = function(*arguments, **options)
-        print("ends", flush=True)
-        return found
-    return run
-
-serving.tables.apply_deltas = told(serving.tables.apply_deltas)
-serving.updates.bundles.apply_to_bundle = told(serving.updates.bundles.apply_to_bundle)
-app()
-"""
-"""`jaxrank`, which says when deltas begin to be applied, and when they are: most of the command's time is
-Python's start."""
+_APPLY = telling("serving.tables.apply_deltas", "serving.updates.bundles.apply_to_bundle")
 
 
 @dataclass(frozen=True)
@@ -53,7 +36,7 @@ def apply_with_kills(
     while hit < kills or at - start < len(deltas):
         if at - start == len(deltas):
             raise RuntimeError(f"all deltas were applied after {hit} kills; give more of them")
-        command = [sys.executable, "-c", _PROGRAM, "tables", "apply", str(deltas[at - start]), str(target)]
+        command = [*_APPLY, "tables", "apply", str(deltas[at - start]), str(target)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stderr is not None
             begins, began = process.stdout.readline(), time.monotonic()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bench.every import MAIN
 from bench.report import dense, others, prices, serving
 from bench.report.blocks import Block, Listing, Section, Table, number, with_interval
 from bench.report.prices import Prices
-from bench.results import Results, ResultsError
+from bench.results import Results, ResultsError, same_machine
 
 EXPECTED = (*MAIN, "host", "state", "tiers", "updates", "loading", "soak")
 """Suites whose absence is told."""
@@ -118,9 +119,7 @@ def _measured(results: Mapping[str, Results], missing: list[str]) -> list[Block]
     versions = {f"{name} {version}": None for r in results.values() for name, version in r.versions.items()}
     if versions:
         blocks.append(f"Versions: {', '.join(versions)}.")
-    # Which facts of a machine are written down has grown with time.
-    common = set.intersection(*(set(r.machine) for r in results.values())) if results else set[str]()
-    if len({str(sorted((k, r.machine[k]) for k in common)) for r in results.values()}) > 1:
+    if not all(same_machine(a, b) for a, b in combinations(results.values(), 2)):
         blocks.append("Suites were run on more than one machine: their figures cannot be compared.")
     if missing:
         blocks.append(f"Not in these results: {', '.join(missing)}.")

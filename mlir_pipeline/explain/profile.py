@@ -98,7 +98,7 @@ class _Runner:
         self._directory = directory
         self._state = manifest.state
         self._runs = runs
-        on_cpu = target.driver.startswith("local")
+        on_cpu = target.on_cpu
         # Local devices time what the host executes, others have events of their own.
         self._mode = "host-execution" if on_cpu else "dispatch-events"
         self._common = [f"--module={bundle / target.module}", f"--device={target.driver}"]

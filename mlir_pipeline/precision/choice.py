@@ -234,7 +234,7 @@ def _searched(
 ) -> Search:
     found = products(emulation.flat)
     candidates = min(_CANDIDATES, emulation.manifest.max_candidates)
-    here = target.driver.startswith("local")
+    here = target.on_cpu
     if not here and target.name not in DEVICES:
         raise CompileError(
             f"--precision auto cannot time {target.name} here and has no model of it; choose with "

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bench.kills import COMMAND
 from bench.tiers_bundle import write_bundle, write_random_table
-from bench.tiers_kills import PROGRAM, push_with_kills
+from bench.tiers_kills import push_with_kills
 from jaxrank.bundle import sha256
 from jaxrank.cli import app
 from tests.redis_cluster import Cluster, running_cluster
@@ -72,9 +73,7 @@ def test_what_is_pulled_is_what_was_pushed(keyed: bool, cluster: Cluster, tmp_pa
     config, copy = _config(tmp_path, cluster.nodes), tmp_path / "copy.table"
     assert _tables("push", bundle, "-c", config, "-s", "cluster").returncode == 0
     pull = ["pull", "t", "-c", config, "-s", "cluster", "-o", copy]
-    running = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "tables", *map(str, pull)], stderr=subprocess.PIPE
-    )
+    running = subprocess.Popen([*COMMAND, "tables", *map(str, pull)], stderr=subprocess.PIPE)
     work = copy.with_name("copy.table.pull")
     end = time.monotonic() + 60
     while running.poll() is None and not (work.exists() and work.stat().st_size) and time.monotonic() < end:
@@ -97,7 +96,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """RocksDB's files may not grow beyond a limit: the push says so, and goes on where it was when they
     may."""
     bundle, config = _bundle(tmp_path / "b", 600_000), _config(tmp_path)
-    command = [sys.executable, "-c", PROGRAM, "tables", "push", str(bundle), "-c", str(config), "-s", "local"]
+    command = [*COMMAND, "tables", "push", str(bundle), "-c", str(config), "-s", "local"]
     limited = ["bash", "-c", 'ulimit -f 24576; exec "$@"', "bash", *command]  # KiB
     done = subprocess.run(limited, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
