@@ -28,6 +28,9 @@ def apply_with_kills(
     Args:
         check: verifies the target and returns the sequence number that all of it is at.
 
+    A kill that comes after the end of applying halves the time from which the next ones are drawn, and the
+    last delta's comes at once.
+
     Raises `RuntimeError` if the target is ever at another sequence than before the command or after it.
     """
     draw = random.Random(seed)
@@ -41,9 +44,12 @@ def apply_with_kills(
             assert process.stdout is not None and process.stderr is not None
             begins, began = process.stdout.readline(), time.monotonic()
             if begins and seconds is not None and hit < kills:
-                time.sleep(draw.uniform(0, 0.9) * seconds)
+                last = at - start == len(deltas) - 1
+                time.sleep(0 if last else draw.uniform(0, 0.9) * seconds)
                 process.kill()
-                hit += "ends" not in process.stdout.read()
+                missed = "ends" in process.stdout.read()
+                hit += not missed
+                seconds /= 1 + missed
             else:
                 process.stdout.readline()
                 seconds = time.monotonic() - began

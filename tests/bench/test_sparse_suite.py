@@ -16,7 +16,7 @@ def test_quick_run(tmp_path: Path) -> None:
     (reason,) = failed.not_measured
     assert reason.name == "soak" and "soak: error: " in reason.why and reason.why in done.stdout
     assert not failed.figures and reason.why in (tmp_path / "soak.log").read_text()
-    assert not (tmp_path / "sparse.log").exists()
+    assert not (tmp_path / "sparse.log").exists(), done.stdout
     found = json.loads((tmp_path / "sparse.json").read_text())
     figures = {f["name"]: f["value"] for f in found["figures"]}
     wanted = {
