@@ -13,7 +13,8 @@ class Workers(ThreadPoolExecutor):
     def __init__(self, threads: int):
         super().__init__(threads, thread_name_prefix="rpc")
         self._busy = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `ThreadPoolExecutor.submit`."""
@@ -28,16 +29,17 @@ class Workers(ThreadPoolExecutor):
 
     def begin(self) -> None:
         """Counts work that outlives its thread, such as an answer on its way, until `end`."""
-        with self._changed:
+        with self._lock:
             self._busy += 1
 
     def end(self) -> None:
         """Ends what `begin` counted."""
-        with self._changed:
+        with self._lock:
             self._busy -= 1
-            self._changed.notify_all()
+            if not self._busy:
+                self._idle.notify_all()
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Waits until nothing is running or queued. Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._busy, seconds)
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._busy, seconds)

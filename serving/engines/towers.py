@@ -102,7 +102,7 @@ class TowerEngine:
     def run(self, blocks: FeatureBlocks, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
         """The dense outputs in the order of the signature, each `[N, ...]` as the modules make them. The
         arrays are the caller's own. Raises what `StreamScheduler.run` does."""
-        with self._calls.running():
+        with self._calls:
             return self._scheduler.run(self._job([blocks], urgency))[0]
 
     def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> list[np.ndarray]:
@@ -110,7 +110,7 @@ class TowerEngine:
         `StreamScheduler.run` does."""
         if not self._has_state:
             return []
-        with self._calls.running():
+        with self._calls:
             return self._scheduler.run(Job(self._key, urgency, 0, request, self._begin_state))
 
     def run_batch(
@@ -127,7 +127,7 @@ class TowerEngine:
         if not 1 <= len(requests) <= MAX_REQUESTS:
             raise ValueError(f"a batch has 1 to {MAX_REQUESTS} requests, this one has {len(requests)}")
         shared = [blocks for blocks in requests if self._shared_rows(blocks)]
-        with self._calls.running():
+        with self._calls:
             found = iter(self._scheduler.run(self._job(shared, urgency)) if shared else ())
             return [
                 next(found)

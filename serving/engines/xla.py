@@ -83,13 +83,13 @@ class XlaEngine:
         """The dense outputs in the order of the signature, each `[N, ...]`. The arrays are the caller's
         own."""
         urgency.check()
-        with self._calls.running():
+        with self._calls:
             return self._run(blocks)
 
     def prepare(self, request: np.ndarray, urgency: Urgency = ANY_TIME) -> Sequence[Any]:
         """The state of a request's block, in the device's memory."""
         urgency.check()
-        with self._calls.running():
+        with self._calls:
             return self._request(request) if self._request is not None else ()
 
     def _run(self, blocks: FeatureBlocks) -> list[np.ndarray]:

@@ -64,13 +64,13 @@ def _answer(
     api = name if name in MODEL_CALLS else ""
 
     def run(data: bytes, context: grpc.ServicerContext) -> bytes:
-        _work_of(workers, context)
+        client = _Client(context, workers)
         with _accounted(context, Timeline("GRPC", api), ended) as timeline:
-            urgency = _urgency(context, timeline, data)
+            urgency = _urgency(context, client, timeline, data)
             urgency.check()
             answer = method(data, urgency)
             if urgency.afterwards:
-                context.add_callback(urgency.answered)
+                client.on_leave(urgency.answered)
             if urgency.remarks:
                 context.set_trailing_metadata(tuple(urgency.remarks.items()))
             return answer
@@ -82,13 +82,13 @@ def _answers(
     name: str, method: StreamMethod, workers: Workers, ended: Ended
 ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
     def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        _work_of(workers, context)
+        client = _Client(context, workers)
         answer: Method | None = None
         remarks: dict[str, str] = {}
         with ExitStack() as stack:
             while (data := _next_or_none(messages)) is not None:
                 with _accounted(context, Timeline("GRPC", name), ended) as timeline:
-                    urgency = _urgency(context, timeline, data)
+                    urgency = _urgency(context, client, timeline, data)
                     urgency.check()
                     if answer is None:  # the call was charged when it began
                         answer = stack.enter_context(method(urgency))
@@ -110,11 +110,39 @@ def _next_or_none(messages: Iterator[bytes]) -> bytes | None:
         return None  # the client is gone, or its deadline has passed: gRPC ends its messages with this
 
 
-def _work_of(workers: Workers, context: grpc.ServicerContext) -> None:
-    """Counts a call as the workers' work until the client has its answer."""
-    workers.begin()
-    if not context.add_callback(workers.end):  # it is over already
-        workers.end()
+class _Client:
+    """Whoever waits for a call's answers. The call counts as the workers' work until they have them."""
+
+    def __init__(self, context: grpc.ServicerContext, workers: Workers):
+        self._workers, self._told = workers, list[Callable[[], None]]()
+        self._over = False
+        workers.begin()
+        if not context.add_callback(self._end):  # it is over already
+            self._end()
+
+    def left(self) -> bool:
+        """Whether the call is over: what asks is still at work on an answer. `grpc.ServicerContext.is_active`
+        takes the call's lock to say so."""
+        return self._over
+
+    def on_leave(self, callback: Callable[[], None]) -> None:
+        """Has something called once the call is over."""
+        self._told.append(callback)
+        if self._over:
+            self._tell()
+
+    def _end(self) -> None:
+        self._over = True
+        self._workers.end()
+        self._tell()
+
+    def _tell(self) -> None:
+        while True:
+            try:
+                callback = self._told.pop(0)  # by one thread, where a call ends just now
+            except IndexError:
+                return
+            callback()
 
 
 @contextmanager
@@ -130,7 +158,7 @@ def _accounted(context: grpc.ServicerContext, timeline: Timeline, ended: Ended) 
         ended(timeline)
 
 
-def _urgency(context: grpc.ServicerContext, timeline: Timeline, data: bytes) -> Urgency:
+def _urgency(context: grpc.ServicerContext, client: _Client, timeline: Timeline, data: bytes) -> Urgency:
     """Of a request of these bytes, which are its routing key where the client gives none."""
     metadata = dict(context.invocation_metadata())
     key = metadata.get(ROUTING_KEY)
@@ -138,8 +166,8 @@ def _urgency(context: grpc.ServicerContext, timeline: Timeline, data: bytes) -> 
     urgency = Urgency.within(
         context.time_remaining(),
         priority_of(metadata.get(PRIORITY)),
-        lambda: not context.is_active(),
-        lambda callback: context.add_callback(callback) or callback(),
+        client.left,
+        client.on_leave,
         timeline,
         data if key is None else key if isinstance(key, bytes) else key.encode(),
     )

@@ -19,11 +19,12 @@ class Waiting:
 
     def __init__(self) -> None:
         self._entries: dict[object, list[_Entry]] = {}
+        self._count = 0
         self._served: dict[object, float] = {}
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return sum(map(len, self._entries.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Job]:
         """Each key's jobs, the most urgent first."""
@@ -35,14 +36,18 @@ class Waiting:
             behind = min((self._served[key] for key in self._entries), default=0.0)
             self._served[job.key] = max(self._served.get(job.key, 0.0), behind)
             self._entries[job.key] = []
-        insort(
-            self._entries[job.key], (-job.urgency.priority, job.urgency.deadline, next(self._numbers), job)
-        )
+        entry = -job.urgency.priority, job.urgency.deadline, next(self._numbers), job
+        insort(self._entries[job.key], entry)
+        self._count += 1
 
     def remove(self, job: Job) -> None:
         """Takes a job out; nothing happens if it is not in."""
-        entries = self._entries.get(job.key, [])
-        entries[:] = [entry for entry in entries if entry[3] is not job]
+        entries = self._entries.get(job.key, ())
+        for number, entry in enumerate(entries):
+            if entry[3] is job:
+                del self._entries[job.key][number]
+                self._count -= 1
+                break
         if not entries:
             self._entries.pop(job.key, None)
 
@@ -52,7 +57,9 @@ class Waiting:
 
     def in_order(self) -> Iterator[Job]:
         """The first job of each key, in the order in which keys go."""
-        keys = sorted(self._entries, key=lambda k: (self._entries[k][0][0], self._served[k]))
+        keys = list(self._entries)
+        if len(keys) > 1:
+            keys.sort(key=lambda k: (self._entries[k][0][0], self._served[k]))
         return (self._entries[key][0][3] for key in keys)
 
     def charge(self, key: object, seconds: float) -> None:
@@ -61,5 +68,5 @@ class Waiting:
 
     def forget(self, key: object) -> None:
         """Drops what is known of a key whose engine closed."""
-        self._entries.pop(key, None)
+        self._count -= len(self._entries.pop(key, ()))
         self._served.pop(key, None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from serving.background import low
@@ -68,7 +69,8 @@ class StreamScheduler:
     On a CPU the threads are pinned, one core for each stream, and a caller whose request goes first runs it
     on its own thread, on the stream of the core that it is on when that one is free: waking another thread
     takes longer than a small request, and a stream's packed weights and buffers lie in that core's caches,
-    which makes a request of 200 candidates 3-8% faster.
+    which makes a request of 200 candidates 3-8% faster. Other streams take calls of that request while it
+    does.
     """
 
     def __init__(self, streams: int, *, on_cpu: bool, options: SchedulingOptions | None = None):
@@ -123,7 +125,8 @@ class StreamScheduler:
                 call = self._start(job, stream)
         job.urgency.turn_over()
         if stream is not None:
-            self._execute(job, call, stream)
+            while call is not None:
+                call = self._execute(job, call, stream, then=partial(self._own, job))
         # gRPC keeps what it calls when a client leaves until its call ends, which may have other jobs.
         waiting = [job]
         if stream is None:
@@ -221,6 +224,15 @@ class StreamScheduler:
                 return job, self._start(job, stream) if not job.started else self._next(job, stream)
         return None
 
+    def _own(self, job: Job, stream: int) -> Call | None:
+        """The next call of a job for the stream that its caller holds; None where there is none, or another
+        job goes before it."""
+        first = next(self._waiting.in_order(), None)
+        if first is not job or self._give_up(job, time.monotonic()):
+            return None
+        self._free.remove(stream)
+        return self._next(job, stream)
+
     def _give_up(self, job: Job, now: float) -> bool:
         """Drops a waiting job if nobody waits for any of its requests."""
         if not all(m.urgency.deadline <= now or m.urgency.left() for m in job.members):
@@ -267,9 +279,7 @@ class StreamScheduler:
             self._waiting.remove(job)
         return call
 
-    def _execute(
-        self, job: Job, call: Call, stream: int, then: Callable[[int], _T] = lambda stream: None
-    ) -> _T:
+    def _execute(self, job: Job, call: Call, stream: int, then: Callable[[int], _T]) -> _T:
         """Runs a call, and what `then` gives under the lock once the stream is free again."""
         error: BaseException | None = None
         moved: object = None
@@ -362,11 +372,14 @@ class StreamScheduler:
         """Seconds until a request that comes now ends: as if what goes before it, and then its calls, were
         poured over the streams, those first that are free first."""
         now = time.monotonic()
+        own = self._costs.seconds(key, rows)
+        longest = own / min(self._costs.calls(key, rows), self.streams)
+        if not self._running and not self._waiting:
+            return longest
         free_in = sorted(
             [0.0] * len(self._free) + [self._left_of_call(*r, now) for r in self._running.values()]
         )
-        ahead, own = self._ahead(key, urgency), self._costs.seconds(key, rows)
-        longest = own / min(self._costs.calls(key, rows), self.streams)
+        ahead = self._ahead(key, urgency)
         return max(_level(free_in, ahead + own), _level(free_in, ahead) + longest)
 
     def _left_of_call(self, job: Job, since: float, now: float) -> float:

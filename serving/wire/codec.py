@@ -39,6 +39,8 @@ _NAMES: dict[int, str] = {n: name.removeprefix("DT_").lower() for name, n in pb.
 _NAMES |= {number: dtype.name for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF: dict[str, pb.DataType] = {dtype.name: number for number, (dtype, _) in _NUMERIC.items()}
 _NUMBER_OF["object"] = pb.DT_STRING
+# NumPy takes as long to name a dtype as the codec for the rest of a tensor.
+_NUMBER_OF_DTYPE = {np.dtype(name): number for name, number in _NUMBER_OF.items()}
 
 
 class Content(NamedTuple):
@@ -173,14 +175,14 @@ def packed(value: np.ndarray, tensor_content: bool) -> tuple[int, np.ndarray] | 
     """The number of a TensorProto's field whose bytes on the wire are those of an array, and that array; None
     where there is none: strings, and integers of variable length."""
     dtype, field = _NUMERIC.get(number_of(value), (None, ""))
-    if dtype is not None and (tensor_content or dtype.name in ("float32", "float64")):
+    if dtype is not None and (tensor_content or field in ("float_val", "double_val")):
         return _FIELDS["tensor_content" if tensor_content else field].number, value.astype(dtype, copy=False)
     return None
 
 
 def number_of(value: np.ndarray) -> pb.DataType:
     """The wire's number of an array's dtype. Raises `TypeError` for one that has none."""
-    number = _NUMBER_OF.get(value.dtype.name)
+    number = _NUMBER_OF_DTYPE.get(value.dtype) or _NUMBER_OF.get(value.dtype.name)
     if number is None:
         raise TypeError(
             f"arrays of {value.dtype} have no tensor dtype; use object arrays of bytes for strings"
