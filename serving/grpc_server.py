@@ -24,6 +24,7 @@ from serving.degradation import Degradation, DegradationError, load_degradation_
 from serving.errors import LabelError
 from serving.lifecycle import LifecycleOptions
 from serving.lifecycle.shadow import Shadow
+from serving.message_bytes import MessageBytes
 from serving.model_config import ModelConfig
 from serving.monitoring.monitor import Monitor
 from serving.monitoring.options import MonitoringOptions
@@ -84,6 +85,8 @@ class ServerOptions:
     streams: int | None = None
     workers: int = 8
     max_message_mib: int = 64
+    max_in_flight_mib: int = 1024
+    """Of the messages of all requests that wait or are answered."""
     poll_seconds: float = 1.0
     grace_seconds: float = 10.0
     scheduling: SchedulingOptions = SchedulingOptions()
@@ -150,6 +153,12 @@ class Server:
             lifecycle=options.lifecycle,
             one_of_many=options.member is not None,
         )
+        if options.max_in_flight_mib < options.max_message_mib:
+            raise StartError(
+                f"--max-in-flight-mib {options.max_in_flight_mib} is less than --max-message-mib "
+                f"{options.max_message_mib}: the largest message could never be taken"
+            )
+        messages = MessageBytes(options.max_in_flight_mib << 20)
         self._turns = turns = Turns(options.workers, options.scheduling.max_waiting)
         processes = 1 if options.member is None else options.member.place.count
         cpu = CpuTarget(capacity(processes=processes), options.cpu_target)
@@ -161,7 +170,7 @@ class Server:
                 load_degradation_config(options.degradation_config), self.repository.lend, turns.waits, cpu
             )
         )
-        self._monitor = Monitor(options.monitoring, self.repository, cpu, self.degradation)
+        self._monitor = Monitor(options.monitoring, self.repository, cpu, messages, self.degradation)
         ended = self._monitor.ended
         data_plane = DataPlane(
             self.repository,
@@ -176,7 +185,9 @@ class Server:
         kserve = KServe(data_plane)
         size = options.max_message_mib << 20
         self._access = None if options.auth_config is None else Access(options.auth_config)
-        self._admission = Admission(turns.most + IDLE_CALLS, self._access, ended, options.message_seconds)
+        self._admission = Admission(
+            turns.most + IDLE_CALLS, self._access, ended, messages, options.message_seconds
+        )
         # Threads come when they are needed: for gRPC's calls, and for HTTP's requests.
         self._workers = Workers(self._admission.threads + turns.most + PROBES)
         self._server = grpc.server(
@@ -224,6 +235,7 @@ class Server:
                 KServeRest(kserve).routes,
             ],
             turns.most,
+            messages,
         )
         self.rest_address = f"{host}:{self._rest.port}" if self._rest is not None else None
         self._report_health()
@@ -299,7 +311,9 @@ class Server:
                 "with TLS: are --ssl_config_file's texts PEM?)"
             ) from error
 
-    def _start_rest(self, protocols: Sequence[Routes], max_requests: int) -> RestServer | None:
+    def _start_rest(
+        self, protocols: Sequence[Routes], max_requests: int, messages: MessageBytes
+    ) -> RestServer | None:
         options = self._options
         if options.rest_port is None:
             return None
@@ -315,7 +329,13 @@ class Server:
         )
         try:
             return RestServer(
-                rest, protocols, self._workers, self._monitor.ended, self._monitor.routes, self._access
+                rest,
+                protocols,
+                self._workers,
+                self._monitor.ended,
+                messages,
+                self._monitor.routes,
+                self._access,
             )
         except OSError as error:
             raise StartError(
