@@ -5,7 +5,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,12 +128,17 @@ class Server:
     """A running server. `address` is where gRPC is answered, `rest_address` where HTTP is; with port 0 the
     system chooses one."""
 
-    def __init__(self, options: ServerOptions):
-        """Loads the models and starts to answer. Raises `StartError`, and `TierConfigError` for the tables
-        config."""
+    def __init__(self, options: ServerOptions, stopping: Future[None] | None = None):
+        """Loads the models and starts to answer. Where `stopping` is done before all are loaded, returns
+        without the others: all that is left to do is `stop`. Raises `StartError`, and `TierConfigError` for
+        the tables config."""
         if isinstance(options.models, Path) and not options.models.is_dir():
             raise StartError(f"{options.models} is not a directory; it must hold <model>/<version>/ bundles")
-        self._options = options
+        self._options, self._stopping = options, stopping or Future()
+        self._rest: RestServer | None = None
+        self._health_watch: threading.Thread | None = None
+        self._config_watch: ConfigWatch | None = None
+        self._stopped = threading.Event()
         self._tiers = None if options.tables_config is None else Tiers(load_config(options.tables_config))
         self.states = (
             StateCache(int(options.state_cache_mb * 1e6), options.state_ttl_ms / 1e3)
@@ -218,10 +224,11 @@ class Server:
         reflection.enable_server_reflection(
             (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=public_pool()
         )
-        if options.member is not None:
-            # Whoever listens on a shared port is given connections: first the models, everywhere.
-            self.repository.scan()
-            options.member.wait_for_others()
+        # Whoever listens on a shared port is given connections: first the models, everywhere.
+        if options.member is not None and not (
+            self._finished(self.repository.scan) and self._finished(options.member.wait_for_others)
+        ):
+            return
         host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
         credentials = None if options.tls is None else options.tls.credentials()
         port = self._listen(f"{host}:{options.port}", credentials)
@@ -240,7 +247,8 @@ class Server:
         self.rest_address = f"{host}:{self._rest.port}" if self._rest is not None else None
         self._report_health()
         self._server.start()
-        self.repository.scan()
+        if not self._finished(self.repository.scan):
+            return
         try:
             self.repository.assign_labels()
             if self.degradation is not None:
@@ -255,16 +263,14 @@ class Server:
                 self.degradation.close()
             self.repository.close()
             raise StartError(str(error)) from error
-        self._stopped = threading.Event()
         self._health_watch = threading.Thread(target=self._watch, name="health", daemon=True)
         self._health_watch.start()
         if options.poll_seconds > 0:
             self.repository.watch(options.poll_seconds)
-        self._config_watch = (
-            ConfigWatch(options.config_file, options.config_poll_seconds, self.repository)
-            if options.config_file is not None
-            else None
-        )
+        if options.config_file is not None:
+            self._config_watch = ConfigWatch(
+                options.config_file, options.config_poll_seconds, self.repository
+            )
 
     def stop(self) -> bool:
         """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
@@ -272,7 +278,8 @@ class Server:
         self._stopped.set()
         if self._config_watch is not None:
             self._config_watch.stop()
-        self._health_watch.join(_ARRIVAL_SECONDS)
+        if self._health_watch is not None:
+            self._health_watch.join(_ARRIVAL_SECONDS)
         self._health.enter_graceful_shutdown()
         ends = time.monotonic() + self._options.grace_seconds
         # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
@@ -299,6 +306,25 @@ class Server:
         if self._tiers is not None:
             self._tiers.close()
         return finished
+
+    def _finished(self, work: Callable[[], None]) -> bool:
+        """Has the work done on a thread. Returns whether it has ended: before that only where the server is
+        stopping, and nobody waits for it any more. Raises what it raises."""
+        if self._stopping.done():
+            return False
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="first-load", daemon=True).start()
+        wait((done, self._stopping), return_when=FIRST_COMPLETED)
+        if done.done():
+            done.result()
+        return done.done()
 
     def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
@@ -360,27 +386,29 @@ class Server:
 
 
 def serve(options: ServerOptions) -> bool:
-    """Serves until SIGINT or SIGTERM, then drains. Returns whether every request finished within the grace
-    period. Raises `StartError`."""
-    done = threading.Event()
+    """Serves until SIGINT or SIGTERM, also while the first models load, then drains. Returns whether every
+    request finished within the grace period. Raises `StartError`."""
+    stopping, alone = Future[None](), Future[None]()
 
     def stop(*_: object) -> None:
         # A second signal does not wait: not for requests in flight, nor for models that load.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        done.set()
+        stopping.set_result(None)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    server = Server(options)
-    if options.member is not None:
-        options.member.serving(when_alone=done.set)
-    models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
-    if server.rest_address is not None:
-        clear = options.tls is None or options.rest_plaintext
-        log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
-    log.info("serving on %s: %s", server.address, models or "no models yet")
-    done.wait()
+    server = Server(options, stopping)
+    if not stopping.done():
+        if options.member is not None:
+            options.member.serving(when_alone=lambda: alone.set_result(None))
+        loaded = server.repository.loaded().items()
+        if server.rest_address is not None:
+            clear = options.tls is None or options.rest_plaintext
+            log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
+        models = ", ".join(f"{name} version {version}" for name, version in loaded)
+        log.info("serving on %s: %s", server.address, models or "no models yet")
+        wait((stopping, alone), return_when=FIRST_COMPLETED)
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)
     finished = server.stop()
     log.info("stopped" if finished else "stopped with requests that did not finish in time")

@@ -222,7 +222,11 @@ def test_a_turn_is_not_taken_again_in_vain() -> None:
         raise OverloadedError("no")
     assert turns._free == 1
     late = (DeadlineError, OverloadedError)  # the second on a machine that is slower than the deadline
-    with ExitStack() as held, pytest.raises(late), turns.turn(Urgency.within(0.05)) as urgency:
-        with urgency.turn_given_back():
-            held.enter_context(turns.turn(ANY_TIME))
+    with (
+        ExitStack() as held,
+        pytest.raises(late),
+        turns.turn(Urgency.within(0.05)) as urgency,
+        urgency.turn_given_back(),
+    ):
+        held.enter_context(turns.turn(ANY_TIME))
     assert turns._free == 1 and not turns._inside
