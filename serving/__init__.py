@@ -6,8 +6,9 @@ Entry point: `grpc_server.serve`. A request flows through these files: `grpc_ser
 (one loaded bundle: runs the host program in `host/` into feature blocks, and the dense program in `engines/`
 on them) once `validation.py` has checked the features. Tables are files (`tables/`) or in stores (`tiers/`);
 `state/` keeps what was computed for a request's next slice; `scheduling/` says whose call runs next on a
-stream. `errors.py` maps every refusal to its gRPC and HTTP code. `model_config.py`, `config_watch.py` and
-`versions.py` are what the repository is told and what it finds.
+stream. `admission.py` and `message_bytes.py` bound what comes in. `errors.py` maps every refusal to its gRPC
+and HTTP code. `model_config.py`, `config_watch.py` and `versions.py` are what the repository is told and what
+it finds.
 
 Around it: `allocator.py` starts the server under jemalloc, `memory.py` counts page faults and allocations,
 `cores.py` says how many cores there are to use, and `doctor/` explains the machine.

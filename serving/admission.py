@@ -1,5 +1,5 @@
-"""What a gRPC call passes before a protocol sees it: room among the calls of its kind, who calls, and a
-message that comes in time.
+"""What a gRPC call passes before a protocol sees it: room among the calls of its kind, who calls, a message
+that comes in time, and room for its bytes.
 
 gRPC's Python server gives a call a thread as soon as it begins, though its message may never come. So there
 are more threads than may work at once: a call waits for its message on one of the others, for so many seconds
@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.auth import CALLER, Access
 from serving.errors import InvalidRequestError, OverloadedError, ServingError
+from serving.message_bytes import MessageBytes
 from serving.monitoring.ended import Ended
 from serving.monitoring.timeline import UNROUTED, Timeline
 from serving.protocols.grpc_calls import abort
@@ -53,11 +54,16 @@ class Admission(grpc.ServerInterceptor):
     """
 
     def __init__(
-        self, calls: int, access: Access | None, ended: Ended, message_seconds: float = MESSAGE_SECONDS
+        self,
+        calls: int,
+        access: Access | None,
+        ended: Ended,
+        messages: MessageBytes,
+        message_seconds: float = MESSAGE_SECONDS,
     ):
         """So many `calls` are taken at once, beside probes and the streams of health checking and reflection.
         `access` is None where everybody may do everything. `ended` is told of calls that are refused."""
-        self._access, self._ended = access, ended
+        self._access, self._ended, self._messages = access, ended, messages
         self._arrivals = _Arrivals(message_seconds)
         self._calls, self._probes = _Room(calls, "calls"), _Room(PROBES, "calls of this kind")
         self._watches = _Room(WATCHES, "Watches of health")
@@ -105,10 +111,10 @@ class Admission(grpc.ServerInterceptor):
                 try:
                     if self._access is not None and not is_open:
                         CALLER.set(self._access.caller_of_call(context))
-                    message = self._arrivals.first(messages, context)
                 except ServingError as error:
                     self._refuse(context, error)
-                return behavior(message, context)
+                with self._first(messages, context) as message:
+                    return behavior(message, context)
 
         return work
 
@@ -122,7 +128,7 @@ class Admission(grpc.ServerInterceptor):
                         CALLER.set(self._access.caller_of_call(context))
                 except ServingError as error:
                     self._refuse(context, error)
-                yield from behavior(self._arrivals.each(messages, context), context)
+                yield from behavior(self._each(messages, context), context)
 
         return work
 
@@ -138,6 +144,35 @@ class Admission(grpc.ServerInterceptor):
         finally:
             room.leave()
 
+    @contextmanager
+    def _first(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """A call's message, whose bytes are held inside."""
+        held = self._messages.hold()
+        try:
+            try:
+                message = self._arrivals.first(messages, context)
+                held.add(_size(message))
+            except ServingError as error:
+                self._refuse(context, error)
+            yield message
+        finally:
+            held.end()
+
+    def _each(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """All messages of a stream. What the first one asks is needed until the end, each other one until
+        the next."""
+        first, other = held = self._messages.hold(), self._messages.hold()
+        try:
+            for number, message in enumerate(self._arrivals.each(messages, context)):
+                other.end()
+                held[min(number, 1)].add(_size(message))
+                yield message
+        except ServingError as error:
+            self._refuse(context, error)
+        finally:
+            first.end()
+            other.end()
+
     def _refuse(self, context: grpc.ServicerContext, error: ServingError) -> NoReturn:
         timeline = Timeline("GRPC", UNROUTED)
         timeline.refused(error.code, error.reason)
@@ -146,8 +181,8 @@ class Admission(grpc.ServerInterceptor):
 
     def _checking(self, behavior: Any) -> Any:
         def check(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with self._entered(self._probes, context):
-                return behavior(self._first_or_abort(messages, context), context)
+            with self._entered(self._probes, context), self._first(messages, context) as message:
+                return behavior(message, context)
 
         return check
 
@@ -155,8 +190,8 @@ class Admission(grpc.ServerInterceptor):
         """A health Watch, which ends when its client does."""
 
         def watch(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._entered(self._watches, context):
-                answers = behavior(self._first_or_abort(messages, context), context)
+            with self._entered(self._watches, context), self._first(messages, context) as message:
+                answers = behavior(message, context)
                 if not context.is_active():  # it ended before the servicer asked to be told
                     answers.close()
                 yield from answers
@@ -169,16 +204,15 @@ class Admission(grpc.ServerInterceptor):
 
         def talk(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with self._entered(self._reflections, context):
-                yield from behavior(self._arrivals.each(messages, context), context)
+                yield from behavior(self._each(messages, context), context)
 
         talk.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return talk
 
-    def _first_or_abort(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        try:
-            return self._arrivals.first(messages, context)
-        except ServingError as error:
-            abort(context, error)
+
+def _size(message: Any) -> int:
+    """Bytes of a message; protocols of ours take them as they came."""
+    return len(message) if isinstance(message, bytes) else message.ByteSize()
 
 
 class _Room:

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from serving.degradation import Degradation, DegradationError, load_degradation_
 from serving.errors import LabelError
 from serving.lifecycle import LifecycleOptions
 from serving.lifecycle.shadow import Shadow
+from serving.message_bytes import MessageBytes
 from serving.model_config import ModelConfig
 from serving.monitoring.monitor import Monitor
 from serving.monitoring.options import MonitoringOptions
@@ -87,6 +89,8 @@ class ServerOptions:
     streams: int | None = None
     workers: int = 8
     max_message_mib: int = 64
+    max_in_flight_mib: int = 1024
+    """Of the messages of all requests that wait or are answered."""
     poll_seconds: float = 1.0
     grace_seconds: float = 10.0
     scheduling: SchedulingOptions = SchedulingOptions()
@@ -127,12 +131,17 @@ class Server:
     """A running server. `address` is where gRPC is answered, `rest_address` where HTTP is; with port 0 the
     system chooses one."""
 
-    def __init__(self, options: ServerOptions):
-        """Loads the models and starts to answer. Raises `StartError`, and `TierConfigError` for the tables
-        config."""
+    def __init__(self, options: ServerOptions, stopping: Future[None] | None = None):
+        """Loads the models and starts to answer. Where `stopping` is done before all are loaded, returns
+        without the others: all that is left to do is `stop`. Raises `StartError`, and `TierConfigError` for
+        the tables config."""
         if isinstance(options.models, Path) and not options.models.is_dir():
             raise StartError(f"{options.models} is not a directory; it must hold <model>/<version>/ bundles")
-        self._options = options
+        self._options, self._stopping = options, stopping or Future()
+        self._rest: RestServer | None = None
+        self._health_watch: threading.Thread | None = None
+        self._config_watch: ConfigWatch | None = None
+        self._stopped = threading.Event()
         self._tiers = None if options.tables_config is None else Tiers(load_config(options.tables_config))
         self.states = (
             StateCache(int(options.state_cache_mb * 1e6), options.state_ttl_ms / 1e3)
@@ -153,6 +162,12 @@ class Server:
             lifecycle=options.lifecycle,
             one_of_many=options.member is not None,
         )
+        if options.max_in_flight_mib < options.max_message_mib:
+            raise StartError(
+                f"--max-in-flight-mib {options.max_in_flight_mib} is less than --max-message-mib "
+                f"{options.max_message_mib}: the largest message could never be taken"
+            )
+        messages = MessageBytes(options.max_in_flight_mib << 20)
         self._turns = turns = Turns(options.workers, options.scheduling.max_waiting)
         processes = 1 if options.member is None else options.member.place.count
         cpu = CpuTarget(capacity(processes=processes), options.cpu_target)
@@ -164,7 +179,7 @@ class Server:
                 load_degradation_config(options.degradation_config), self.repository.lend, turns.waits, cpu
             )
         )
-        self._monitor = Monitor(options.monitoring, self.repository, cpu, self.degradation)
+        self._monitor = Monitor(options.monitoring, self.repository, cpu, messages, self.degradation)
         ended = self._monitor.ended
         data_plane = DataPlane(
             self.repository,
@@ -179,7 +194,9 @@ class Server:
         kserve = KServe(data_plane)
         size = options.max_message_mib << 20
         self._access = None if options.auth_config is None else Access(options.auth_config)
-        self._admission = Admission(turns.most + IDLE_CALLS, self._access, ended, options.message_seconds)
+        self._admission = Admission(
+            turns.most + IDLE_CALLS, self._access, ended, messages, options.message_seconds
+        )
         # Threads come when they are needed: for gRPC's calls, and for HTTP's requests.
         self._workers = Workers(self._admission.threads + turns.most + PROBES)
         self._server = grpc.server(
@@ -210,10 +227,11 @@ class Server:
         reflection.enable_server_reflection(
             (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=public_pool()
         )
-        if options.member is not None:
-            # Whoever listens on a shared port is given connections: first the models, everywhere.
-            self.repository.scan()
-            options.member.wait_for_others()
+        # Whoever listens on a shared port is given connections: first the models, everywhere.
+        if options.member is not None and not (
+            self._finished(self.repository.scan) and self._finished(options.member.wait_for_others)
+        ):
+            return
         host = f"[{options.host}]" if ":" in options.host else options.host  # an IPv6 address
         credentials = None if options.tls is None else options.tls.credentials()
         port = self._listen(f"{host}:{options.port}", credentials)
@@ -227,11 +245,13 @@ class Server:
                 KServeRest(kserve).routes,
             ],
             turns.most,
+            messages,
         )
         self.rest_address = f"{host}:{self._rest.port}" if self._rest is not None else None
         self._report_health()
         self._server.start()
-        self.repository.scan()
+        if not self._finished(self.repository.scan):
+            return
         try:
             self.repository.assign_labels()
             if self.degradation is not None:
@@ -246,16 +266,14 @@ class Server:
                 self.degradation.close()
             self.repository.close()
             raise StartError(str(error)) from error
-        self._stopped = threading.Event()
         self._health_watch = threading.Thread(target=self._watch, name="health", daemon=True)
         self._health_watch.start()
         if options.poll_seconds > 0:
             self.repository.watch(options.poll_seconds)
-        self._config_watch = (
-            ConfigWatch(options.config_file, options.config_poll_seconds, self.repository)
-            if options.config_file is not None
-            else None
-        )
+        if options.config_file is not None:
+            self._config_watch = ConfigWatch(
+                options.config_file, options.config_poll_seconds, self.repository
+            )
 
     def stop(self) -> bool:
         """Reports NOT_SERVING, refuses new requests a moment later, lets those in flight finish within the
@@ -263,7 +281,8 @@ class Server:
         self._stopped.set()
         if self._config_watch is not None:
             self._config_watch.stop()
-        self._health_watch.join(_ARRIVAL_SECONDS)
+        if self._health_watch is not None:
+            self._health_watch.join(_ARRIVAL_SECONDS)
         self._health.enter_graceful_shutdown()
         ends = time.monotonic() + self._options.grace_seconds
         # gRPC answers CANCELLED, which clients do not retry, to a request that arrives just as it stops.
@@ -291,6 +310,25 @@ class Server:
             self._tiers.close()
         return finished
 
+    def _finished(self, work: Callable[[], None]) -> bool:
+        """Has the work done on a thread. Returns whether it has ended: before that only where the server is
+        stopping, and nobody waits for it any more. Raises what it raises."""
+        if self._stopping.done():
+            return False
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="first-load", daemon=True).start()
+        wait((done, self._stopping), return_when=FIRST_COMPLETED)
+        if done.done():
+            done.result()
+        return done.done()
+
     def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
             if credentials is None:
@@ -302,7 +340,9 @@ class Server:
                 "with TLS: are --ssl_config_file's texts PEM?)"
             ) from error
 
-    def _start_rest(self, protocols: Sequence[Routes], max_requests: int) -> RestServer | None:
+    def _start_rest(
+        self, protocols: Sequence[Routes], max_requests: int, messages: MessageBytes
+    ) -> RestServer | None:
         options = self._options
         if options.rest_port is None:
             return None
@@ -318,7 +358,13 @@ class Server:
         )
         try:
             return RestServer(
-                rest, protocols, self._workers, self._monitor.ended, self._monitor.routes, self._access
+                rest,
+                protocols,
+                self._workers,
+                self._monitor.ended,
+                messages,
+                self._monitor.routes,
+                self._access,
             )
         except OSError as error:
             raise StartError(
@@ -352,28 +398,30 @@ def _let_requests_through() -> None:
 
 
 def serve(options: ServerOptions) -> bool:
-    """Serves until SIGINT or SIGTERM, then drains. Returns whether every request finished within the grace
-    period. Raises `StartError`."""
-    done = threading.Event()
+    """Serves until SIGINT or SIGTERM, also while the first models load, then drains. Returns whether every
+    request finished within the grace period. Raises `StartError`."""
+    stopping, alone = Future[None](), Future[None]()
 
     def stop(*_: object) -> None:
         # A second signal does not wait: not for requests in flight, nor for models that load.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        done.set()
+        stopping.set_result(None)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     _let_requests_through()
-    server = Server(options)
-    if options.member is not None:
-        options.member.serving(when_alone=done.set)
-    models = ", ".join(f"{name} version {version}" for name, version in server.repository.loaded().items())
-    if server.rest_address is not None:
-        clear = options.tls is None or options.rest_plaintext
-        log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
-    log.info("serving on %s: %s", server.address, models or "no models yet")
-    done.wait()
+    server = Server(options, stopping)
+    if not stopping.done():
+        if options.member is not None:
+            options.member.serving(when_alone=lambda: alone.set_result(None))
+        loaded = server.repository.loaded().items()
+        if server.rest_address is not None:
+            clear = options.tls is None or options.rest_plaintext
+            log.info("HTTP on %s%s", server.rest_address, "" if clear else ", with TLS")
+        models = ", ".join(f"{name} version {version}" for name, version in loaded)
+        log.info("serving on %s: %s", server.address, models or "no models yet")
+        wait((stopping, alone), return_when=FIRST_COMPLETED)
     log.info("stopping: finishing requests in flight (at most %g s)", options.grace_seconds)
     finished = server.stop()
     log.info("stopped" if finished else "stopped with requests that did not finish in time")

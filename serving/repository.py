@@ -452,6 +452,8 @@ class ModelRepository:
                 records.check(path, files)
             model, memory = self._loader.load(name, path, in_use)
         except Exception as error:  # one bad bundle must not keep others from being served
+            if self._stop.is_set():  # what it needs is closed under it
+                return served is not None
             self._failed_to_load(name, version, files, error)
             return served is not None
         new = Served(version, model, path, stamp, files, memory, Outcomes(self._lifecycle.rollback_requests))

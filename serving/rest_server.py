@@ -1,8 +1,8 @@
 """HTTP for the REST protocols: aiohttp on a thread of its own reads and writes, the shared workers do the
 work.
 
-Everything that a client decides is bounded: connections, requests at once, bytes of a header and of a body
-(after decompression), the time that either may take.
+Everything that a client decides is bounded: connections, requests at once, bytes of a header, of a body
+(after decompression) and of all bodies, the time that either may take.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -30,6 +31,7 @@ from serving.errors import (
     refusal,
 )
 from serving.lifecycle.trials import ROUTING_KEY
+from serving.message_bytes import Held, MessageBytes
 from serving.monitoring.ended import Ended
 from serving.monitoring.timeline import TRACEPARENT, UNROUTED, Timeline
 from serving.protocols.json_tensors import dumps
@@ -111,6 +113,7 @@ class RestServer:
         protocols: Sequence[Routes],
         workers: Workers,
         ended: Ended,
+        messages: MessageBytes,
         operations: Routes = lambda method, path: None,
         access: Access | None = None,
     ):
@@ -118,7 +121,7 @@ class RestServer:
         protocol. `operations` are answered on a thread of their own, also by a server that is busy or refuses
         requests. Raises `OSError` for a port that cannot be used."""
         self._options, self._protocols, self._workers, self._ended = options, protocols, workers, ended
-        self._operations, self._access = operations, access
+        self._operations, self._access, self._messages = operations, access, messages
         self._operator = ThreadPoolExecutor(1, thread_name_prefix="operations")
         self._requests = self._posts = 0
         self._draining = False
@@ -233,12 +236,17 @@ class RestServer:
         deadline = time.monotonic() + self._options.timeout_seconds
         try:
             async with asyncio.timeout(self._options.timeout_seconds):
-                body = await self._body(request)
-                if body is None:
-                    limit = self._options.max_body_mib
-                    return HttpAnswer(dumps({"error": f"the body is larger than {limit} MiB"}), 413)
+                with ExitStack() as stack:
+                    held = self._messages.hold()
+                    stack.callback(held.end)
+                    body = await self._body(request, held)
+                    if body is None:
+                        limit = self._options.max_body_mib
+                        return HttpAnswer(dumps({"error": f"the body is larger than {limit} MiB"}), 413)
+                    # A worker has the body until it ends, also where nobody waits for it any more.
+                    kept = stack.pop_all()
                 asked = HttpRequest(request.method, request.path, request.headers, body)
-                return await self._work(route, asked, deadline, caller)
+                return await self._work(route, asked, deadline, caller, kept.close)
         except TimeoutError:
             raise DeadlineError(
                 f"no answer within {self._options.timeout_seconds:g} s (--rest_api_timeout_in_ms)"
@@ -251,8 +259,9 @@ class RestServer:
         subject = subject_of(certificate) if certificate else None
         return self._access.caller(request.headers.get("Authorization"), [subject] if subject else [])
 
-    async def _body(self, request: web.BaseRequest) -> bytes | None:
-        """The body, or None for one that is too large."""
+    async def _body(self, request: web.BaseRequest, held: Held) -> bytes | None:
+        """The body, or None for one that is too large. Raises `OverloadedError` for one that does not fit
+        beside those of other requests."""
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
@@ -265,14 +274,24 @@ class RestServer:
                 size += len(chunk)
                 if size > limit:
                     return None
+                held.add(len(chunk))
                 parts.append(chunk)
+        except OverloadedError as error:
+            self._refused(error.reason, error.code)
+            raise
         except web.RequestPayloadError as error:
             raise InvalidRequestError(f"the body cannot be read: {error}") from error
         return b"".join(parts)
 
     async def _work(
-        self, route: Route, request: HttpRequest, deadline: float, caller: Caller | None
+        self,
+        route: Route,
+        request: HttpRequest,
+        deadline: float,
+        caller: Caller | None,
+        over: Callable[[], None],
     ) -> HttpAnswer:
+        """What the route answers on a worker; `over` is called when that has ended, or does not begin."""
         left, told = threading.Event(), list[Callable[[], None]]()
 
         def on_leave(callback: Callable[[], None]) -> None:
@@ -308,6 +327,7 @@ class RestServer:
                 self._ended(timeline)
 
         future: Future[HttpAnswer] = self._workers.submit(run)
+        future.add_done_callback(lambda _: over())
         try:
             answer = await asyncio.wrap_future(future)
             if urgency.afterwards:

@@ -116,6 +116,14 @@ def serve(
         int, typer.Option(min=1, help="Requests of a process that are decoded and looked up at once.")
     ] = 8,
     max_message_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest message, MiB.")] = 64,
+    max_in_flight_mib: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="MiB of the messages of all requests that wait or are answered; one that does not fit is "
+            "refused at once.",
+        ),
+    ] = 1024,
     poll_seconds: Annotated[
         float,
         typer.Option(
@@ -421,6 +429,7 @@ def serve(
             scheduling=scheduling,
             workers=threads,
             max_message_mib=max_message_mib,
+            max_in_flight_mib=max_in_flight_mib,
             poll_seconds=poll_seconds,
             load_retries=max_num_load_retries,
             retry_seconds=load_retry_interval_micros / 1e6,

@@ -1,5 +1,5 @@
-"""What the server did about its load, as Prometheus' metric families: CPU time, levels of degradation,
-request sides that were kept."""
+"""What the server did about its load, as Prometheus' metric families: CPU time, bytes of messages, levels of
+degradation, request sides that were kept."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from serving.cpu_target import CpuTarget
 from serving.degradation import Quality
+from serving.message_bytes import MessageBytes
 from serving.repository import ModelRepository
 
 
@@ -20,6 +21,13 @@ def cpu_families(cpu: CpuTarget) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "jaxrank_cpu_seconds", "CPU time of everything but loading at low priority.", value=cpu.used()
+    )
+
+
+def message_families(messages: MessageBytes) -> Iterator[Metric]:
+    """What `--max-in-flight-mib` bounds."""
+    yield GaugeMetricFamily(
+        "jaxrank_message_bytes", "Of the requests that wait or are answered now.", value=messages.held
     )
 
 

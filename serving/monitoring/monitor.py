@@ -8,11 +8,12 @@ from prometheus_client.core import Metric
 from serving import memory
 from serving.cpu_target import CpuTarget
 from serving.degradation import Degradation
+from serving.message_bytes import MessageBytes
 from serving.monitoring.counts import RequestCounts
 from serving.monitoring.ended import Ended, Observer
 from serving.monitoring.exposition import ServerCollector, registry_of
 from serving.monitoring.history import History
-from serving.monitoring.load import cpu_families, degradation_families, state_families
+from serving.monitoring.load import cpu_families, degradation_families, message_families, state_families
 from serving.monitoring.logs import AccessLog
 from serving.monitoring.options import MonitoringOptions
 from serving.monitoring.recording import Recorder
@@ -35,6 +36,7 @@ class Monitor:
         options: MonitoringOptions,
         repository: ModelRepository,
         cpu: CpuTarget,
+        messages: MessageBytes,
         degradation: Degradation | None = None,
     ):
         """Raises `MonitoringError` where traces or records cannot be had."""
@@ -64,6 +66,7 @@ class Monitor:
         own: list[Callable[[], Iterable[Metric]]] = [
             partial(cpu_families, cpu),
             partial(state_families, repository),
+            partial(message_families, messages),
         ]
         if self._recorder is not None:
             own.append(self._recorder.families)

@@ -2,7 +2,8 @@
 
 So many calls work at once (`--threads`). The others wait, those of a higher priority first and then those
 with the nearest deadline, until it passes or their client leaves. A call whose thread waits for a device
-needs its turn no longer, so the device's own queue (`order.py`) sees all that there is to do.
+needs its turn no longer, so the device's own queue (`order.py`) sees all that there is to do. One that waits
+for what another call computes gives its turn back meanwhile: waiting is no work.
 """
 
 import itertools
@@ -53,7 +54,8 @@ class Turns:
     @contextmanager
     def turn(self, urgency: Urgency) -> Iterator[Urgency]:
         """Inside, a request is worked on. Waits for its turn, and writes on the timeline when; what it gives
-        is the urgency with which the turn ends early (`Urgency.turn_over`).
+        is the urgency with which the turn ends early (`Urgency.turn_over`) or is given back for a while
+        (`Urgency.turn_given_back`, which raises at its end as this does, but for the number inside).
 
         Raises `OverloadedError` at once when as many are inside as may or the turn would come after the
         deadline, and what `Urgency.check` raises for a call that waited in vain.
@@ -73,9 +75,9 @@ class Turns:
             finally:
                 since = time.monotonic()
                 urgency.timeline.turn = (began, since)
-            turn = _Turn(self, since)
+            turn = _Turn(self, urgency, since)
             try:
-                yield replace(urgency, turn_over=turn.end)
+                yield replace(urgency, turn_over=turn.end, turn_given_back=turn.given_back)
             finally:
                 turn.end()
         finally:
@@ -141,10 +143,20 @@ class Turns:
 class _Turn:
     """A turn that is held; only its own thread ends it."""
 
-    def __init__(self, turns: Turns, since: float):
-        self._turns, self._since, self._ended = turns, since, False
+    def __init__(self, turns: Turns, urgency: Urgency, since: float):
+        self._turns, self._urgency, self._since, self._ended = turns, urgency, since, False
 
     def end(self) -> None:
         if not self._ended:
             self._ended = True
             self._turns._end(time.monotonic() - self._since)
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """A turn that had ended before is not taken again, nor one of a call that fails inside."""
+        had = not self._ended
+        self.end()
+        yield
+        if had:
+            self._turns._take(self._urgency)
+            self._since, self._ended = time.monotonic(), False

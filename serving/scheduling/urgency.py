@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from serving.errors import CancelledError, DeadlineError, InvalidRequestError
@@ -31,6 +32,7 @@ class Urgency:
         left: whether the client went away.
         on_leave: has something called when that happens, on any thread, or when the call ends.
         turn_over: is called before the request's thread waits for a device (`turns.py`).
+        turn_given_back: inside, another request may have the turn; it is taken again at the end.
         remarks: what the client is told beside the answer, by name: gRPC's trailing metadata, HTTP's headers.
         timeline: what happens to the request is written here.
         routing_key: what says whether the request is one of a canary's: the client's key, or the request.
@@ -42,6 +44,7 @@ class Urgency:
     left: Callable[[], bool] = lambda: False
     on_leave: Callable[[Callable[[], None]], object] = lambda callback: None
     turn_over: Callable[[], None] = lambda: None
+    turn_given_back: Callable[[], AbstractContextManager[None]] = nullcontext
     remarks: dict[str, str] = field(default_factory=dict, compare=False)
     timeline: Timeline = field(default_factory=Timeline, compare=False)
     routing_key: bytes = b""

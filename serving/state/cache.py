@@ -116,9 +116,10 @@ class StateCache:
         what `make` gives, called once for all who ask for it meanwhile.
 
         A request does not wait for one of lower priority, nor is it given the failure of another: that may
-        only have had less time.
+        only have had less time. While it waits, others have its turn.
 
-        Raises `DeadlineError` while it waits, and what `make` does.
+        Raises `DeadlineError` while it waits, what `Turns.turn` does when it takes its turn again, and what
+        `make` does.
         """
         while True:
             with self._lock:
@@ -134,9 +135,10 @@ class StateCache:
                     self._count(key, misses=1)
                     flight = None
                     break
-            remaining = urgency.remaining()
-            if not flight.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
-                raise DeadlineError(LATE)
+            with urgency.turn_given_back():
+                remaining = urgency.remaining()
+                if not flight.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
+                    raise DeadlineError(LATE)
             if flight.entry is not None:
                 if flight.entry.value is not None:
                     with self._lock:

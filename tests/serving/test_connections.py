@@ -18,6 +18,7 @@ import pytest
 
 from serving.client import PredictClient
 from serving.grpc_server import Server, StartError
+from serving.message_bytes import MessageBytes
 from serving.model import Model
 from serving.model_config import ConfigError, ModelConfig, channel_arguments
 from serving.monitoring.ended import Ended
@@ -237,7 +238,7 @@ def test_a_connection_without_a_handshake_ends(certificates: Path, tmp_path: Pat
         header_seconds=0.2,
         tls=read_tls(_ssl_config(certificates, tmp_path)).context(),
     )
-    rest = RestServer(options, [], Workers(1), Ended())
+    rest = RestServer(options, [], Workers(1), Ended(), MessageBytes(1 << 20))
     with socket.create_connection(("127.0.0.1", rest.port), timeout=60) as silent:
         assert silent.recv(1) == b""
     rest.stop(1.0)

@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from serving.grpc_server import Server, ServerOptions
+from serving.message_bytes import MessageBytes
 from serving.model_config import ModelConfig
 from serving.monitoring.ended import Ended
 
@@ -253,7 +254,8 @@ def test_a_slow_client_is_cut_off(example_models: Path, server: Server) -> None:
     options = RestOptions(
         host="127.0.0.1", port=0, timeout_seconds=0.5, header_seconds=0.5, max_connections=2
     )
-    rest = RestServer(options, [TensorFlowRest(DataPlane(server.repository)).routes], Workers(1), Ended())
+    routes = [TensorFlowRest(DataPlane(server.repository)).routes]
+    rest = RestServer(options, routes, Workers(1), Ended(), MessageBytes(1 << 20))
     with (
         socket.create_connection(("127.0.0.1", rest.port)) as headers,
         socket.create_connection(("127.0.0.1", rest.port)) as body,

@@ -1,6 +1,7 @@
 """`jaxrank serve` as a process: ready line, Ctrl-C that drains and exits 0, and refusals to start."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from jaxrank.tfrecord import framed
 from serving.client import PredictClient
 from serving.lifecycle import LifecycleOptions
+from serving.lifecycle.warmup import FILE as WARMUP
+from serving.wire.codec import encode
+from serving.wire.prediction_log_pb2 import PredictionLog
 from serving.wire.reflection import PREDICTION_SERVICE
 from tests import models
 from tests.shared import killed
@@ -207,3 +212,48 @@ def test_no_models_directory(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "is not a directory; it must hold <model>/<version>/ bundles" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def endless(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration: a model that loads, and after it one whose warm-up request is answered again and
+    again."""
+    path = tmp_path_factory.mktemp("endless")
+    shutil.copytree(models_dir / "ranker" / "3", path / "warms_up" / "1")
+    file = path / "warms_up" / "1" / WARMUP
+    file.parent.mkdir()
+    log = PredictionLog()
+    for name, value in models.ranker_request(2, 1).items():
+        log.predict_log.request.inputs[name].CopyFrom(encode(value))
+    file.write_bytes(framed(log.SerializeToString()))
+    bundles = {"loads": models_dir / "ranker", "warms_up": path / "warms_up"}
+    config = " ".join(f'config {{ name: "{name}" base_path: "{base}" }}' for name, base in bundles.items())
+    (path / "models.config").write_text(f"model_config_list {{ {config} }}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "number"), [((), signal.SIGTERM), (("--workers", "2"), signal.SIGINT)], ids=["one", "workers"]
+)
+def test_a_signal_ends_the_first_load(endless: Path, options: tuple, number: signal.Signals) -> None:
+    """Which would never end. What is loaded answers until then, and nothing is left behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [JAXRANK, "serve", "--model_config_file", str(endless / "models.config"), "--port", port]
+    command += ["--host", "127.0.0.1", "--num_request_iterations_for_warmup", "1000000000"]
+    files = {p: p.stat().st_mtime_ns for p in endless.rglob("*")}
+    with killed(subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "warms_up/1 runs its target" in line:
+                break
+        if not options:  # workers answer together, when all of them can
+            client = PredictClient(f"127.0.0.1:{port}")
+            assert len(client.predict("loads", models.ranker_request(9, 1))["click"]) == 9
+            client.close()
+        process.send_signal(number)
+        said = process.stderr.read()
+        assert process.wait(30) == 0, said
+    assert "stopped" in said and "Traceback" not in said and "does not load" not in said
+    assert {p: p.stat().st_mtime_ns for p in endless.rglob("*")} == files

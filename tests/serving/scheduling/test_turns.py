@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -188,3 +188,45 @@ def test_waits_are_counted_and_told() -> None:
         urgency.timeline.phases()[PHASES.index("queue")]
         == urgency.timeline.turn[1] - urgency.timeline.turn[0]
     )
+
+
+def test_a_turn_is_given_back_for_a_while() -> None:
+    """Another call has it meanwhile, and it is waited for again, behind what is more urgent."""
+    turns, order = Turns(1), list[str]()
+    with turns.turn(Urgency.within(PATIENCE)) as urgency:
+        with urgency.turn_given_back():
+            _take(turns, ANY_TIME)
+            go, has = threading.Event(), threading.Event()
+            other = Asking(turns, then=lambda: (has.set(), go.wait(PATIENCE), order.append("other")))
+            assert has.wait(PATIENCE)
+            high = Asking(turns, Urgency(priority=1), lambda: order.append("high"))
+            _wait_for(turns, 1)
+            go.set()
+        order.append("again")
+        last = Asking(turns)
+        _wait_for(turns, 1)
+    assert [call.end().error for call in (other, high, last)] == [None] * 3
+    assert order == ["other", "high", "again"]
+    assert turns._free == 1
+
+
+def test_a_turn_is_not_taken_again_in_vain() -> None:
+    """By a call whose turn was over before, that fails meanwhile, or whose deadline passes."""
+    turns = Turns(1)
+    with turns.turn(ANY_TIME) as urgency:
+        urgency.turn_over()
+        with urgency.turn_given_back(), turns.turn(ANY_TIME):
+            pass
+        assert turns._free == 1
+    with pytest.raises(OverloadedError), turns.turn(ANY_TIME) as urgency, urgency.turn_given_back():
+        raise OverloadedError("no")
+    assert turns._free == 1
+    late = (DeadlineError, OverloadedError)  # the second on a machine that is slower than the deadline
+    with (
+        ExitStack() as held,
+        pytest.raises(late),
+        turns.turn(Urgency.within(0.05)) as urgency,
+        urgency.turn_given_back(),
+    ):
+        held.enter_context(turns.turn(ANY_TIME))
+    assert turns._free == 1 and not turns._inside

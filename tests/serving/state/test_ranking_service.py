@@ -1,6 +1,7 @@
 """RankingService and slices through every protocol, against a server that keeps no request sides."""
 
 import json
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ from serving.grpc_server import Server
 from serving.protocols.kserve_tensors import datatype_of, to_raw
 from serving.scheduling import ANY_TIME
 from serving.state import StateCounts
+from serving.state.request_states import RequestStates
 from serving.wire import kserve_pb2
 from serving.wire.reflection import INFERENCE_SERVICE
 from tests import models
 from tests.serving.conftest import StartServer
+from tests.serving.lifecycle.versions import eventually
 
 Features = dict[str, np.ndarray]
 CANDIDATES, SLICES = 200, 10
@@ -143,6 +146,37 @@ def test_slices_through_every_protocol_compute_the_request_side_once(
         _assert_same(_joined([future.result() for future in asked]), expected)
     after = _counts(server)
     assert (after.misses - before.misses, after.hits - before.hits) == (1, SLICES - 1)
+
+
+def test_slices_that_wait_leave_their_turns_to_others(
+    server: Server, client: PredictClient, plain: PredictClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of one request are all that there may be at once; while one of them computes the request side,
+    which takes long, another request is answered."""
+    features, other = (models.ranker_request(CANDIDATES, seed) for seed in (8, 9))
+    user, candidates = _scopes(features)
+    slices = _slices(candidates, server._turns._turns)
+    before, computes, go_on = _counts(server), threading.Event(), threading.Event()
+    made = RequestStates._made
+
+    def slowly(self: RequestStates, *arguments: object) -> object:
+        if not computes.is_set():
+            computes.set()
+            assert go_on.wait(60)
+        return made(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RequestStates, "_made", slowly)
+    with ThreadPoolExecutor(len(slices)) as pool:
+        asked = [pool.submit(client.predict, "ranker", {**user, **part}) for part in slices]
+        try:
+            assert computes.wait(60)
+            eventually(lambda: server._turns._inside == len(slices))
+            _assert_same(client.predict("ranker", other, timeout=20), plain.predict("ranker", other))
+        finally:
+            go_on.set()
+        _assert_same(_joined([future.result() for future in asked]), _in_slices(plain, user, slices))
+    after = _counts(server)
+    assert (after.misses - before.misses, after.hits - before.hits) == (2, len(slices) - 1)
 
 
 def test_a_stream_answers_each_slice_as_it_comes(client: PredictClient, plain: PredictClient) -> None:
