@@ -189,7 +189,10 @@ def _compile_static(built: Built, rows: int, directory: Path) -> None:
     assert target is not None
     how = parse_target("cpu")
     compile_module(
-        program.text(), how.with_data_tiling() if target.data_tiling else how, directory / target.module
+        program.text(),
+        how.with_data_tiling() if target.data_tiling else how,
+        directory / target.module,
+        directory / files.WEIGHTS,
     )
     manifest = msgspec.structs.replace(
         built.manifest,

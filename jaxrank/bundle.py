@@ -23,14 +23,20 @@ MODEL = "model.py"
 PARAMS = "params.safetensors"
 DENSE = "dense.stablehlo"
 WEIGHTS = "weights.irpa"
-WEIGHTS_SCOPE = "model"
-"""Name under which modules look their weights up in the archive."""
+WEIGHTS_SCOPE, PACKED_SCOPE = "model", "packed"
+"""Names under which modules look weights up: in the bundle's archive, and in one of their own."""
 EXAMPLES = "warmup/examples.npz"
 PRECISION_EXAMPLES = "warmup/precision.npz"
 """Requests, scores and labels that bounds on lower precision were held to, where they are not the
 certificate's."""
 PRECISION_JSON, PRECISION_PLOT = "precision.json", "precision.svg"
 """What a search for precision measured."""
+
+
+def packed_weights(module: Path) -> Path:
+    """The archive beside a compiled module with weights as its products read them; not every module has
+    one."""
+    return module.with_suffix(".irpa")
 
 
 def read_manifest(bundle: Path) -> Manifest:

@@ -9,9 +9,11 @@ import iree.compiler.tools as iree_tools
 from iree.compiler import ir
 from iree.compiler import version as iree_version
 
+from jaxrank.bundle import packed_weights
 from jaxrank.cpu import LEVELS, instruction_sets
 from jaxrank.targets import CPU_TARGETS, HOST_CPU
 from mlir_pipeline.errors import CompileError
+from mlir_pipeline.packing import encoder_flags, pack
 from mlir_pipeline.passes.program import modules_in_diagnostics
 
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
@@ -93,21 +95,43 @@ def parse_target(name: str) -> IreeTarget:
     raise CompileError(f"there is no target {name!r}; targets are: {', '.join(known)}")
 
 
-def compile_module(module: str, target: IreeTarget, output: Path) -> str:
+def compile_module(module: str, target: IreeTarget, output: Path, weights: Path | None = None) -> str:
     """Compiles a module's text to the file `output`.
+
+    With an archive of `weights` that exists, those that a CPU's module packs are packed here, where this CPU
+    can run it: `output` has an archive beside it then (`packing.py`). Without, whoever loads the module does.
 
     Returns the compiler's name and version. Raises `CompileError` with IREE's diagnostics, which name the
     Flax modules where the text does (`Program.text_with_modules`).
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     compiled, flags = compiler_input(module, target)
+    runs_here = target.on_cpu and set(target.instruction_sets) <= instruction_sets()
+    encoder = output.with_suffix(".encoder.mlir") if runs_here and weights and weights.exists() else None
     try:
-        iree_tools.compile_str(compiled, output_file=str(output), extra_args=flags)
+        splitting = encoder_flags(encoder) if encoder is not None else []
+        iree_tools.compile_str(compiled, output_file=str(output), extra_args=[*flags, *splitting])
     except iree_tools.CompilerToolError as error:
         output.unlink(missing_ok=True)
         found = modules_in_diagnostics(str(error), module, compiled)
         raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{found}") from error
+    if encoder is not None and weights is not None:
+        pack(encoder, flags, weights, output, target.driver)
     return f"iree {iree_version.VERSION}"
+
+
+def move_module(module: Path, to: Path) -> None:
+    """Puts a compiled module, with its archive, in the place of another one."""
+    module.replace(to)
+    packed_weights(to).unlink(missing_ok=True)
+    if packed_weights(module).exists():
+        packed_weights(module).replace(packed_weights(to))
+
+
+def remove_module(module: Path) -> None:
+    """Removes a compiled module and its archive."""
+    module.unlink()
+    packed_weights(module).unlink(missing_ok=True)
 
 
 def compiler_input(module: str, target: IreeTarget, *, locations: bool = False) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from iree.compiler import ir
 from jax.extend import core
 from msgspec.structs import replace
 
+from jaxrank import bundle as files
 from jaxrank.cpu import instruction_sets
 from jaxrank.manifest import Manifest, Program, Target
 from jaxrank.progress import Progress
@@ -103,7 +104,8 @@ def compile_target(
     tiling, tunable = DataTiling(False, None, ""), False
     if target.on_cpu and options.data_tiling:
         tiling = DataTiling(True, None, "data tiling, as asked for")
-    compiler = compile_module(text, target.with_data_tiling() if tiling.chosen else target, output)
+    weights = work / files.WEIGHTS
+    compiler = compile_module(text, target.with_data_tiling() if tiling.chosen else target, output, weights)
     if target.on_cpu:
         tunable = set(target.instruction_sets) <= instruction_sets()
         # One for a target: opening the host program's tables is cheap, and decisions are few.
@@ -113,6 +115,7 @@ def compile_target(
                 text,
                 target,
                 output,
+                weights,
                 flops=manifest.flops.candidate if manifest.flops else 0,
                 stopwatch=stopwatch if tunable else None,
                 otherwise=_decision_of(host),
@@ -138,7 +141,9 @@ def compile_target(
         return replace(compiled, notes=(*compiled.notes, "not tuned: this machine's CPU cannot run it"))
     progress(f"tuning {target.name}")
     with progress.steps("compiled and measured", tuning_steps(tiles.rows)) as steps:
-        programs, costs, notes = tune_tiles(tiles.text, tiles.rows, target, output, stopwatch(), steps)
+        programs, costs, notes = tune_tiles(
+            tiles.text, tiles.rows, target, output, weights, stopwatch(), steps
+        )
     return replace(
         compiled,
         programs=tuple(replace(p, module=f"{place}/{p.module}") for p in programs),
@@ -157,7 +162,7 @@ def with_batch(compiled: Target, batch: Batch, target: IreeTarget, work: Path) -
     variant = target.with_data_tiling() if compiled.data_tiling else target
     module = f"{target.directory}/{IREE_DIRECTORY}/batch.vmfb"
     try:
-        compile_module(batch.text, variant, work / module)
+        compile_module(batch.text, variant, work / module, work / files.WEIGHTS)
     except CompileError as error:
         note = f"no program for many requests: it does not compile ({first_error(error)})"
         return replace(compiled, notes=(*compiled.notes, note))

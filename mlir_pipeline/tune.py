@@ -22,7 +22,7 @@ from jaxrank.manifest import Cost, Manifest, Program
 from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.interleaved import interleaved
-from mlir_pipeline.iree import IreeTarget, compile_module
+from mlir_pipeline.iree import IreeTarget, compile_module, move_module, remove_module
 from mlir_pipeline.lower import tile_function
 from serving.engines.streams import Stream, Weights
 from serving.host import HostProgramRunner
@@ -104,6 +104,7 @@ def decide_data_tiling(
     text: str,
     target: IreeTarget,
     plain: Path,
+    weights: Path,
     *,
     flops: int,
     stopwatch: Callable[[], Stopwatch] | None,
@@ -113,6 +114,7 @@ def decide_data_tiling(
 
     Args:
         text: the module that `plain` was compiled from.
+        weights: the archive of both.
         flops: of one candidate.
         stopwatch: None where the target does not run here; then `otherwise` decides.
     """
@@ -122,19 +124,19 @@ def decide_data_tiling(
         return otherwise
     tiled = plain.with_name("dense.tiled.vmfb")
     try:
-        compile_module(text, target.with_data_tiling(), tiled)
+        compile_module(text, target.with_data_tiling(), tiled, weights)
     except CompileError as error:
         return DataTiling(False, None, f"no data tiling: it does not compile ({first_error(error)})")
     if stopwatch is None:
-        tiled.replace(plain)
+        move_module(tiled, plain)
         return otherwise
     calls = [Call(module, CANDIDATE_TOWER, _DECISION_ROWS) for module in (plain, tiled)]
     without, with_tiling = stopwatch().medians(calls, plain)
     chosen = with_tiling < without * _GAIN
     if chosen:
-        tiled.replace(plain)
+        move_module(tiled, plain)
     else:
-        tiled.unlink()
+        remove_module(tiled)
     note = (
         f"{'data tiling' if chosen else 'no data tiling'}: {without:.2f} ms without and {with_tiling:.2f} ms "
         f"with, at {_DECISION_ROWS} candidates on one stream"
@@ -147,6 +149,7 @@ def tune_tiles(
     rows: Sequence[int],
     target: IreeTarget,
     towers: Path,
+    weights: Path,
     stopwatch: Stopwatch,
     steps: Callable[[int], None],
 ) -> tuple[list[Program], list[Cost], list[str]]:
@@ -156,6 +159,7 @@ def tune_tiles(
     Args:
         text: a module with the candidate tower for each of `rows`.
         towers: the compiled module for any number of rows.
+        weights: the archive of all modules.
         steps: called with 1 for each of `tuning_steps`.
 
     Returns:
@@ -167,7 +171,7 @@ def tune_tiles(
         variant = target.with_data_tiling() if tiling else target
         output = towers.with_name(f"tiles{'.tiled' if tiling else ''}.vmfb")
         try:
-            compile_module(text, variant, output)
+            compile_module(text, variant, output, weights)
             compiled[tiling] = output
         except CompileError as error:
             how = "with" if tiling else "without"
@@ -191,7 +195,7 @@ def tune_tiles(
             costs.append(Cost(function=tile_function(r), rows=r, ms=round(best, 4)))
     for module in compiled.values():
         if module.name not in {p.module for p in programs}:
-            module.unlink()
+            remove_module(module)
     kept = ", ".join(str(p.rows) for p in programs) or "none"
     tried = ", ".join(map(str, rows)) or "none"
     notes.append(f"tiles of {tried} rows were tried; kept: {kept}")

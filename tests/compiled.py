@@ -1,6 +1,7 @@
 """What IREE compiled in this test run, for all of its processes: the same text with the same flags gives the
 same bytes (tests/mlir_pipeline/test_compile.py), and many tests compile the same model."""
 
+import functools
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import iree.compiler.tools as iree_tools
 
 _compile = iree_tools.compile_str
+_ENCODER = "--iree-parameter-encoder-output-file="
 
 
 @contextmanager
@@ -23,15 +25,24 @@ def kept_in(directory: Path) -> Iterator[None]:
         output = options.get("output_file")
         if output is None:
             return _compile(text, **options)
-        key = repr([text, *sorted((k, v) for k, v in options.items() if k != "output_file")])
+        # A module's encoder (mlir_pipeline/packing.py) is a second file, and its name no part of the module.
+        second = {f.partition("=")[2] for f in options.get("extra_args", ()) if f.startswith(_ENCODER)}
+        given = [text, *sorted((k, v) for k, v in options.items() if k != "output_file")]
+        key = functools.reduce(lambda text, name: text.replace(name, ""), second, repr(given))
         kept = directory / hashlib.sha256(key.encode()).hexdigest()
+        files = {kept.with_suffix(f".{i}"): Path(name) for i, name in enumerate(second)}
+        files[kept] = Path(output)  # the last one: when it is there, all are
         if not kept.exists():
             _compile(text, **options)
-            part = kept.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(output, part)
-            part.rename(kept)
+            for name, made in files.items():
+                if made.exists():
+                    part = name.with_name(f"{name.name}.{os.getpid()}")
+                    shutil.copyfile(made, part)
+                    part.rename(name)
         else:
-            shutil.copyfile(kept, output)
+            for name, wanted in files.items():
+                if name.exists():
+                    shutil.copyfile(name, wanted)
 
     with replaced(compile_str):
         yield

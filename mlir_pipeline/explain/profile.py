@@ -107,6 +107,8 @@ class _Runner:
             self._common.append("--device_allocator=caching")
         if files.WEIGHTS in manifest.files:
             self._common.append(f"--parameters={files.WEIGHTS_SCOPE}={bundle / files.WEIGHTS}")
+        if (packed := files.packed_weights(bundle / target.module)).exists():
+            self._common.append(f"--parameters={files.PACKED_SCOPE}={packed}")
 
     def stored(self, name: str, block: np.ndarray) -> str:
         """A feature block in a file, as a value for `--input`."""

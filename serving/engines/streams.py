@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +29,30 @@ class Weights:
         """`archive` is None for a model without weights. Raises `ValueError` or `OSError` where it does not
         open."""
         self.instance = rt.VmInstance()
-        self._parameters = rt.ParameterIndex() if archive is not None else None
-        if self._parameters is not None:
-            self._parameters.load(str(archive))
+        self._archives = {} if archive is None else {archive: _archive(archive)}
+        self._given = archive
+        self._lock = threading.Lock()
 
-    def modules(self) -> list[Any]:
-        """The VM module through which a context reads them; none where there are no weights."""
-        if self._parameters is None:
+    def of(self, module: Path) -> list[Any]:
+        """The VM module through which a compiled module reads them, and those that were packed for it; none
+        where there are no weights. Raises as the constructor does."""
+        if self._given is None:
             return []
-        provider = self._parameters.create_provider(scope=files.WEIGHTS_SCOPE)
-        return [rt.create_io_parameters_module(self.instance, provider)]
+        scopes = {self._given: files.WEIGHTS_SCOPE}
+        if (packed := files.packed_weights(module)).exists():
+            scopes[packed] = files.PACKED_SCOPE
+        with self._lock:
+            for archive in scopes:
+                if archive not in self._archives:
+                    self._archives[archive] = _archive(archive)
+        providers = [self._archives[archive].create_provider(scope=s) for archive, s in scopes.items()]
+        return [rt.create_io_parameters_module(self.instance, *providers)]
+
+
+def _archive(path: Path) -> rt.ParameterIndex:
+    index = rt.ParameterIndex()
+    index.load(str(path))
+    return index
 
 
 class Stream:
@@ -58,7 +73,7 @@ class Stream:
         """Makes a module's functions callable by name. Raises `ValueError` for one that it does not have."""
         hal = rt.create_hal_module(self._weights.instance, self._device)
         program = rt.VmModule.mmap(self._weights.instance, str(module))
-        context = rt.VmContext(self._weights.instance, modules=[*self._weights.modules(), hal, program])
+        context = rt.VmContext(self._weights.instance, modules=[*self._weights.of(module), hal, program])
         for name in functions:
             function = program.lookup_function(name)
             if function is None:
