@@ -48,7 +48,8 @@ class IreeEngine(TowerEngine):
         def open_streams(on: StreamScheduler) -> Sequence[Stream]:
             try:
                 shared = Weights(weights)
-                # Drivers start threads, which would inherit a lower priority; packing weights takes long.
+                # Drivers start threads, which would inherit a lower priority; a module that was compiled for
+                # another CPU packs its weights now, which takes long.
                 opened = on.on_each(lambda _: Stream(target.driver, shared))
                 on.on_each(lambda n: load(opened[n]), in_background=target.on_cpu)
             except (RuntimeError, ValueError, OSError) as error:

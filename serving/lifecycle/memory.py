@@ -1,8 +1,9 @@
 """What a version takes of the server's memory: known before it is loaded, and measured after.
 
 Files are mapped, so that their pages are shared with other processes and taken back when memory is short; a
-server is quick only if they stay. A module that packs matrices (data tiling) keeps a packed copy of the
-weights for each stream, which is the process's own. The buffers in which requests run are not counted.
+server is quick only if they stay. A module that packs matrices (data tiling) reads a packed copy of the
+weights: a file, where it was compiled on a CPU that runs it, and otherwise memory of each stream's own. The
+buffers in which requests run are not counted.
 """
 
 import re
@@ -28,7 +29,7 @@ class MemoryUse:
     weights: int
     """The mapped archive, once for all streams."""
     packed: int
-    """Copies of the weights that streams pack for themselves."""
+    """Weights as products read them: mapped archives, or copies that streams make for themselves."""
     modules: int
 
     @property
@@ -67,15 +68,17 @@ def expected_use(
     vocabularies = {f for f in manifest.files if prefixes and f.startswith(prefixes)}
     weights = size({files.WEIGHTS})
     chosen = _chosen(bundle, manifest, target, engine)
-    copies = 0
+    packed = 0
     if chosen is not None and chosen.engine == "iree" and chosen.on_cpu:
+        archives = {str(files.packed_weights(Path(module))) for module in chosen.modules}
         packs = chosen.data_tiling or any(program.data_tiling for program in chosen.programs)
         copies = (streams or default_streams(chosen)) if packs else 0
+        packed = size(archives) or weights * copies
     return MemoryUse(
         tables=size(tables),
         vocabularies=size(vocabularies),
         weights=weights,
-        packed=weights * copies,
+        packed=packed,
         modules=0 if chosen is None else size(set(chosen.modules)),
     )
 
