@@ -300,29 +300,6 @@ def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
     return figures
 
 
-def plot(figures: Sequence[Figure], path: Path) -> None:
-    """Shares of the roofline, ratios to other libraries, and cost by size, as a PNG."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(12, 3.6), layout="constrained")
-    shares, ratios, sizes = canvas.subplots(1, 3)
-    for name in ("uniform", "zipf"):
-        found = [f for f in figures if f.name.startswith(f"roofline_fraction_{name}")]
-        shares.plot(
-            [f.name.rsplit("_", 1)[1] for f in found], [f.value for f in found], marker="o", label=name
-        )
-    shares.axhline(1, color="grey", linewidth=0.8)
-    shares.set(title="share of the roofline, one thread", xlabel="dim", ylim=(0, None))
-    shares.legend()
-    found = [f for f in figures if f.name.startswith("speedup_vs_")]
-    ratios.barh([f.name.removeprefix("speedup_vs_") for f in found], [f.value for f in found])
-    ratios.set(title="times our time", xscale="log")
-    found = [f for f in figures if f.name.startswith("ns_per_row_")]
-    sizes.plot([int(f.name.split("_")[3]) for f in found], [f.value for f in found], marker="o")
-    sizes.set(title="ns a row of 32 bytes", xscale="log", xlabel="rows", ylim=(0, None))
-    canvas.savefig(path, dpi=120)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -331,13 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small tables: does it still run?")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="FILE",
-        help="figures (%(default)s); the plot is beside it",
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
     arguments = parser.parse_args(argv)
     console, sizes = Console(stderr=True), QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as work:
@@ -349,7 +320,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures.append(updates.kills(Path(work), sizes.updates, console))
     command = "python -m bench sparse" + (" --quick" if arguments.quick else "")
     write_results(arguments.out, "sparse", command, figures, [*missing, *not_run])
-    plot(figures, arguments.out.with_suffix(".png"))
     page = Page("figure", "value", "unit", "note")
     for f in figures:
         page.add_row(f.name, f"{f.value:g}", f.unit, f.note)
