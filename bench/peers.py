@@ -88,22 +88,29 @@ def jaxrank_engine(task: Task) -> Prepare:
     return lambda blocks: partial(engine.run, blocks)
 
 
-def limit_tensorflow_threads() -> None:
-    """One thread for each core, as TensorFlow Serving has by default.
+@dataclass(frozen=True)
+class Threads:
+    """TensorFlow's: of one op, and ops that run at once. One of each kind for each core by default, as
+    TensorFlow Serving has."""
 
-    Raises `RuntimeError` where TensorFlow has started with another number of threads.
-    """
+    intra: int = CORES
+    inter: int = CORES
+
+    def __str__(self) -> str:
+        return f"{self.intra} intra-op and {self.inter} inter-op threads"
+
+
+def limit_tensorflow_threads(threads: Threads) -> None:
+    """Before TensorFlow starts. Raises `RuntimeError` where it has started with other threads."""
     import tensorflow as tf
 
-    threading = tf.config.threading
+    config = tf.config.threading
     try:
-        threading.set_intra_op_parallelism_threads(CORES)
-        threading.set_inter_op_parallelism_threads(CORES)
+        config.set_intra_op_parallelism_threads(threads.intra)
+        config.set_inter_op_parallelism_threads(threads.inter)
     except RuntimeError:  # it runs already; 0 is TensorFlow's word for all cores
-        if {threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()} - {
-            0,
-            CORES,
-        }:
+        intra, inter = config.get_intra_op_parallelism_threads(), config.get_inter_op_parallelism_threads()
+        if Threads(intra or CORES, inter or CORES) != threads:
             raise
 
 
