@@ -119,16 +119,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     console = results_console()
-    from bench.dense_threads import fastest
-    from bench.peers import Threads, limit_tensorflow_threads
+    from bench.dense_threads import Threads, fastest, limit_tensorflow_threads
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
+    ours = models(arguments) if arguments.model is None else ()
     threads, how = Threads(), f"{Threads()}, not tuned"
     if not arguments.quick:
         threads, how = fastest(arguments.argv, status=console.print)
     limit_tensorflow_threads(threads)
-    chosen = models(arguments)
+    chosen = ours or models(arguments)  # one's own model is opened with TensorFlow running
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:

@@ -12,20 +12,48 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from bench import dense
-from bench.peers import CORES, Task, Threads, limit_tensorflow_threads, tensorflow_engine
 from bench.timing import interleaved
 from jaxrank.errors import JaxrankError
+from serving.cores import usable_cores
 
+CORES = usable_cores()
 SIZES = (200, 1000)
 _SEED = 4_900
 
 
 class ThreadsError(JaxrankError):
     """A process in which a setting was tried has ended."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """TensorFlow's: of one op, and ops that run at once. One of each kind for each core by default, as
+    TensorFlow Serving has."""
+
+    intra: int = CORES
+    inter: int = CORES
+
+    def __str__(self) -> str:
+        return f"{self.intra} intra-op and {self.inter} inter-op threads"
+
+
+def limit_tensorflow_threads(threads: Threads) -> None:
+    """Before TensorFlow starts. Raises `RuntimeError` where it has started with other threads."""
+    import tensorflow as tf
+
+    config = tf.config.threading
+    try:
+        config.set_intra_op_parallelism_threads(threads.intra)
+        config.set_inter_op_parallelism_threads(threads.inter)
+    except RuntimeError:  # it runs already; 0 is TensorFlow's word for all cores
+        intra, inter = config.get_intra_op_parallelism_threads(), config.get_inter_op_parallelism_threads()
+        if Threads(intra or CORES, inter or CORES) != threads:
+            raise
 
 
 def settings(cores: int) -> tuple[Threads, ...]:
@@ -53,6 +81,8 @@ def fastest(
                 return tried[0], f"{tried[0]}, not tuned: TensorFlow runs none of the models"
         status("TensorFlow's settings in turns")
         times = interleaved({str(t): call for t, call in asked.items()}, rounds=7)
+    for name, timing in times.items():
+        status(f"{name}: {timing.median:.0f} ms ({timing.lo:.0f} to {timing.hi:.0f})")
     best = min(tried, key=lambda threads: times[str(threads)].median)
     return best, f"{best}, the fastest of {len(tried)} settings"
 
@@ -105,6 +135,7 @@ def _calls(arguments: Namespace) -> list[Callable[[], object]]:
     """TensorFlow and TensorFlow with XLA on requests of one model of each kind; what does not run is left
     out, and listed when the suite comes to it."""
     from bench.dense_build import build
+    from bench.peers import Task, tensorflow_engine
     from serving.host import HostProgramRunner
 
     models = {model.request_side: model for model in reversed(dense.models(arguments))}

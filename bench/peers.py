@@ -88,32 +88,6 @@ def jaxrank_engine(task: Task) -> Prepare:
     return lambda blocks: partial(engine.run, blocks)
 
 
-@dataclass(frozen=True)
-class Threads:
-    """TensorFlow's: of one op, and ops that run at once. One of each kind for each core by default, as
-    TensorFlow Serving has."""
-
-    intra: int = CORES
-    inter: int = CORES
-
-    def __str__(self) -> str:
-        return f"{self.intra} intra-op and {self.inter} inter-op threads"
-
-
-def limit_tensorflow_threads(threads: Threads) -> None:
-    """Before TensorFlow starts. Raises `RuntimeError` where it has started with other threads."""
-    import tensorflow as tf
-
-    config = tf.config.threading
-    try:
-        config.set_intra_op_parallelism_threads(threads.intra)
-        config.set_inter_op_parallelism_threads(threads.inter)
-    except RuntimeError:  # it runs already; 0 is TensorFlow's word for all cores
-        intra, inter = config.get_intra_op_parallelism_threads(), config.get_inter_op_parallelism_threads()
-        if Threads(intra or CORES, inter or CORES) != threads:
-            raise
-
-
 def tensorflow_engine(task: Task, jit_compile: bool = False) -> Prepare:
     """The dense half's graph as one function, after grappler."""
     import tensorflow as tf

@@ -11,7 +11,7 @@ import pytest
 from bench import dense, dense_threads
 from bench.dense import largest_error
 from bench.dense_build import Scores
-from bench.peers import Threads
+from bench.dense_threads import Threads
 from bench.user_models import UserModelError, model_name, open_model, take_candidates
 from jaxrank import bundle as files
 from jaxrank.manifest import Signature, TensorSpec
