@@ -67,7 +67,8 @@ def fastest(
     tried: Sequence[Threads] = settings(CORES),
     status: Callable[[str], None] = lambda text: None,
 ) -> tuple[Threads, str]:
-    """The fastest setting for the models of the suite's arguments, and in words how it was found.
+    """The fastest setting for the models of the suite's arguments, and in words how it was found; the first
+    one where none is surely faster.
 
     Raises `ThreadsError`.
     """
@@ -83,7 +84,9 @@ def fastest(
         times = interleaved({str(t): call for t, call in asked.items()}, rounds=7)
     for name, timing in times.items():
         status(f"{name}: {timing.median:.0f} ms ({timing.lo:.0f} to {timing.hi:.0f})")
-    best = min(tried, key=lambda threads: times[str(threads)].median)
+    own = times[str(tried[0])]
+    faster = [threads for threads in tried[1:] if times[str(threads)].hi < own.lo]
+    best = min(faster, key=lambda threads: times[str(threads)].median, default=tried[0])
     return best, f"{best}, the fastest of {len(tried)} settings"
 
 
