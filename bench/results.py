@@ -116,13 +116,19 @@ def read_all(path: Path) -> dict[str, Results]:
 
 
 def write_results(
-    path: Path, suite: str, command: str, figures: Sequence[Figure], not_measured: Sequence[NotMeasured] = ()
+    path: Path,
+    suite: str,
+    command: str,
+    figures: Sequence[Figure],
+    not_measured: Sequence[NotMeasured] = (),
+    of_commit: str | None = None,
 ) -> None:
-    """Writes one suite's file in one step."""
+    """Writes one suite's file in one step. `of_commit` is that of what was measured, where it is not this
+    checkout's."""
     document = Results(
         suite=suite,
         command=command,
-        commit=commit(),
+        commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=dict(machine()),
         versions={name: version for name in _PACKAGES if (version := _version(name))},

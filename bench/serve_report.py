@@ -38,7 +38,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
             for name in ("overhead_us_per_request", "copies_per_byte")
         ]
     if found.overload is not None and found.overload.points:
-        made += _of_overload(found.overload, found.slo_ms)
+        made += of_overload(found.overload, found.slo_ms)
     else:
         missing.append(NotMeasured(name="goodput_at_2x", why="that part did not run"))
     for suite, (command, names) in ELSEWHERE.items():
@@ -46,7 +46,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
         made += [known[name] for name in names if name in known]
         why = f"{suite}.json does not have it; {command} writes it"
         missing += [NotMeasured(name=name, why=why) for name in names if name not in known]
-    return [*made, *(f for m in found.models for f in (*_of_model(m), *_replayed(m, found.slo_ms)))], missing
+    return [*made, *(f for m in found.models for f in (*of_model(m), *_replayed(m, found.slo_ms)))], missing
 
 
 def _of_overhead(o: Overhead) -> Iterable[Figure]:
@@ -68,7 +68,8 @@ def _of_overhead(o: Overhead) -> Iterable[Figure]:
     yield Figure(name="copies_per_byte", value=per_byte, unit="copies", note=note)
 
 
-def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
+def of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
+    """What is answered in time at each multiple of saturation."""
     plain = overload.points[PLAIN]
     peak = max(p.sample.goodput(slo_ms) for p in plain)
     for kind, short in ((PLAIN, "plain"), (DEGRADED, "degraded")):
@@ -86,7 +87,8 @@ def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
             )  # fmt: skip
 
 
-def _of_model(m: Measured) -> Iterable[Figure]:
+def of_model(m: Measured) -> Iterable[Figure]:
+    """A model's throughput, and the latencies at each rate."""
     yield Figure(name=f"{m.name}/max_abs_error", value=m.error, unit="score")
     for name, rate in m.closed.items():
         yield Figure(name=f"{m.name}/closed_loop/{name}", value=rate, unit="1/s")
