@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 USERS = 1_024
 """Of a kit: the server there keeps nothing of a user."""
 LIMIT = 32 << 20
-"""Bytes of a kit: 64 MiB are carried at once, and wheels of the server and what it needs have about 27."""
+"""Bytes of a kit: 64 MiB are carried at once, and the wheels of the server and of what it needs beside NumPy
+have 31."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     print(f"{size / 2**20:.1f} MiB; the wheels, for the Python there:")
     print(f"  {wheels_command(arguments.out)}")
+    print(f"  rm {arguments.out}/numpy-*.whl    # 16 MiB; NumPy is where JAX or PyTorch is")
     print(f"  pip wheel --no-deps -w {arguments.out} .    # with that Python: it builds the native core")
 
 
