@@ -274,7 +274,7 @@ def measure(
     from bench.user_models import UserModel, UserModelError
     from serving.host import HostProgramRunner
 
-    built = build(model, work, status, engine="auto")
+    built = build(model, work, status)
     target = choose_target(built.bundle, built.manifest, "cpu")
     found.engine = target.engine
     found.tolerance = max(TOLERANCE, built.manifest.certificate.tolerance)

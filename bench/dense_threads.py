@@ -145,7 +145,7 @@ def _calls(arguments: Namespace) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = []
     for model in models.values():
         try:
-            built = build(model, arguments.work, print, engine="auto")
+            built = build(model, arguments.work, print)
             task, host = Task.of(built), HostProgramRunner(built.bundle, built.manifest)
             most = built.manifest.max_candidates
             for jit_compile in (False, True):

@@ -77,7 +77,7 @@ def serving(models: Path, script: str) -> Iterator[System]:
     """A server of its own process, whose model `other` is unloaded."""
     command = [sys.executable, "-c", script, "serve", str(models), "--host", "127.0.0.1", "--port", "0"]
     # A model that was loaded by hand does not come back by itself.
-    command += ["--poll-seconds", "0", "--rollback-requests", "0"]
+    command += ["--poll-seconds", "0", "--rollback-requests", "0", "--engine", "iree"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         found = None

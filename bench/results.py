@@ -151,6 +151,19 @@ def read_figures(path: Path) -> dict[str, Figure]:
     return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in found.figures}
 
 
+def figures_of_this_commit(path: Path, command: str) -> dict[str, Figure]:
+    """The figures of a suite's file as `read_figures` gives them, where that command measured them at this
+    commit on this machine; none otherwise, or where sources differ from the commit."""
+    known = read_results(path) if path.is_file() else None
+    here = commit()
+    if known is None or known.commit != here or here.endswith("-dirty") or here == "unknown":
+        return {}
+    # Where the file was written to is no part of what was measured.
+    same = known.command.partition(" --out")[0] == command
+    same = same and all(known.machine.get(fact) == value for fact, value in machine().items())
+    return read_figures(path) if same else {}
+
+
 def machine() -> dict[str, str | int | None]:
     """What the figures were taken on."""
     return {

@@ -300,7 +300,7 @@ def _throughput(
     status: Status,
 ) -> None:
     """The largest rates that keep the promise, and recorded traffic as it came."""
-    built = build(model, arguments.work, status, engine="auto")
+    built = build(model, arguments.work, status)
     messages, first = requests(model, arguments.work)
     engine = choose_target(built.bundle, built.manifest, "cpu").engine
     measured = Measured(model.name, engine, request_bytes=len(first))
@@ -425,7 +425,7 @@ def _overhead(
     found: Found, model: Model, work: Path, effort: Effort, client: LoadClient, status: Status
 ) -> None:
     """CPU time of a request beside the host program and the dense program."""
-    built = build(model, work, status, engine="auto")
+    built = build(model, work, status)
     messages, first = requests(model, work)
     status("CPU time of requests, one at a time")
     with clocked_server({model.name: built.bundle}) as server:
@@ -460,7 +460,7 @@ def _overload(
     status: Status,
 ) -> None:
     """Answers in time at multiples of saturation, from servers that differ in degradation only."""
-    built = build(model, arguments.work, status, engine="auto")
+    built = build(model, arguments.work, status)
     messages, _ = requests(model, arguments.work)
     config, path = degradation_config(model), arguments.work / model.name / "degradation.json"
     path.write_text(json.dumps(config))

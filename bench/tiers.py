@@ -57,9 +57,13 @@ class Requests:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the table; 256 bytes each")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of pushes, over both stores")
+    parser.add_argument(
+        "--rows", type=int, default=300_000, help="of the table; 256 bytes each (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each tier (%(default)s)")
+    parser.add_argument(
+        "--kills", type=int, default=20, help="SIGKILLs of pushes, over both stores (%(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work, running_cluster(Path(".cache/redis"), Path(work)) as cluster:

@@ -101,7 +101,7 @@ def test_servers_are_compared_before_they_are_measured(work: Path, server: Runni
 @pytest.fixture(scope="module")
 def server(work: Path) -> Iterator[Running]:
     """Our server with the tiny model."""
-    with jaxrank_server({"tiny": build(TINY, work, engine="auto").bundle}) as running:
+    with jaxrank_server({"tiny": build(TINY, work).bundle}) as running:
         yield running
 
 
