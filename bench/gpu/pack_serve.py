@@ -27,6 +27,7 @@ from bench.gpu.pack import KitError
 from bench.gpu.serve import KIT, REQUESTS, SCORES, Kit, Packed
 from bench.results import commit
 from jaxrank.errors import JaxrankError
+from jaxrank.targets import choose_target
 
 if TYPE_CHECKING:
     from bench.dense_models import DenseModel
@@ -106,9 +107,7 @@ def pack(
     try:
         for model in models:
             built = build(model, work, progress, target)
-            compiled = built.manifest.target(target, "iree")
-            if compiled is None:
-                raise KitError(f"{built.bundle} has no IREE module for {target}")
+            chosen = choose_target(built.bundle, built.manifest, target)
             directory = part / model.name
             shutil.copytree(built.bundle, directory / "bundle")
             messages, first = requests(model, work, USERS)
@@ -116,7 +115,7 @@ def pack(
             sent = pb.PredictRequest.FromString(first).inputs
             scores = load(built.saved).predict({name: decode(name, value) for name, value in sent.items()})
             np.savez(directory / SCORES, allow_pickle=False, **scores)
-            packed.append(Packed(model.name, model.slo_ms, len(first), compiled.driver))
+            packed.append(Packed(model.name, model.slo_ms, len(first), chosen.engine, chosen.driver))
         (part / KIT).write_bytes(msgspec.json.encode(Kit(target, commit(), packed)))
         size = sum(p.stat().st_size for p in part.rglob("*") if p.is_file())
         if size > LIMIT:

@@ -45,6 +45,7 @@ class Packed(msgspec.Struct, frozen=True):
     name: str
     slo_ms: float
     request_bytes: int
+    engine: str
     driver: str
     """IREE's, of the target."""
 
@@ -147,7 +148,7 @@ def measure(
     late = "the time of --seconds was over"
     with LoadClient() as client, jaxrank_server({model.name: directory / "bundle"}, *options) as server:
         run = Run(directory, slo_ms, effort, client, server.address, ends)
-        engine = f"iree on {packed.target}, {device_name(model.driver)}"
+        engine = f"{model.engine} on {packed.target}, {device_name(model.driver)}"
         measured = Measured(model.name, engine, _error(run), model.request_bytes)
         run.closed()  # warm
         measured.closed[OURS] = saturation = run.closed().goodput(math.inf)
