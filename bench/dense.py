@@ -179,7 +179,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  python -m bench dense                                    everything, about half an hour\n"
+        "  python -m bench dense                                    everything, in ten minutes\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
         "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
         "  python -m bench dense models/ranker/1 --out mine/dense.json",

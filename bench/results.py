@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -79,6 +80,8 @@ class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 
 
+_DESTINATION = re.compile(r" --out[ =]\S+")
+"""In a command: where figures were written to is no part of how they are measured again."""
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
 
@@ -127,7 +130,7 @@ def write_results(
     checkout's."""
     document = Results(
         suite=suite,
-        command=command,
+        command=_DESTINATION.sub("", command),
         commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=dict(machine()),
@@ -158,9 +161,9 @@ def figures_of_this_commit(path: Path, command: str) -> dict[str, Figure]:
     here = commit()
     if known is None or known.commit != here or here.endswith("-dirty") or here == "unknown":
         return {}
-    # Where the file was written to is no part of what was measured.
-    same = known.command.partition(" --out")[0] == command
-    same = same and all(known.machine.get(fact) == value for fact, value in machine().items())
+    same = known.command == command and all(
+        known.machine.get(fact) == value for fact, value in machine().items()
+    )
     return read_figures(path) if same else {}
 
 

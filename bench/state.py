@@ -10,7 +10,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +104,7 @@ def after_recall(users: Users, servers: dict[str, PredictClient], rows: int, rou
     )
 
 
-def both_clocks(calls: dict[str, Callable[[], object]], rounds: int, warm: int) -> ByClock:
+def both_clocks(calls: Mapping[str, Callable[[], object]], rounds: int, warm: int) -> ByClock:
     """Times calls in turn, by what a client waits and by the CPU of all threads, in the same runs."""
     cpu: dict[str, list[float]] = {name: [] for name in calls}
 
@@ -191,10 +191,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--models", nargs="+", default=list(MEASURED), choices=list(models))
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--work", type=Path, default=WORK, help="bundles, kept for the next run")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(arguments)
     sizes, console, figures = QUICK if options.quick else FULL, Console(), []
     for name in options.models:
         bundle = build(models[name], options.work, console.print).bundle
         figures += measure(models[name], bundle, sizes, console)
-        write_results(options.output, "state", " ".join(["python -m bench state", *arguments]), figures)
+        write_results(options.out, "state", " ".join(["python -m bench state", *arguments]), figures)
