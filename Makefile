@@ -31,7 +31,7 @@ sanitize: $(STAMP) ## The C++ tests and the whole native core under the address,
 
 bench: $(STAMP) ## Measure again what bench/results/ holds; soak and faults have commands of their own
 	$(BIN)/python -m examples.movielens.demo --results bench/results/first_light.json
-	-$(BIN)/jaxrank bench all --suites convert,dense,tiers,sparse,host,updates,state,loading,serve
+	-$(BIN)/jaxrank bench all --suites convert,dense,tiers,host,updates,sparse,state,loading,serve
 	$(BIN)/jaxrank bench report --page docs/performance.md
 
 bench-check: $(STAMP) ## Measure ratios again, and fail where one is over 10% worse than in bench/results/

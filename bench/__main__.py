@@ -20,9 +20,8 @@ SUITES = {
 }
 TOOLS = {
     "shadow": "a server's answers beside those of the one whose place it is to take, with an exit code",
-    "agree": "whether two runs of one commit agree within their intervals",
 }
-"""What is no suite: it compares what is given."""
+"""What is no suite."""
 _MODULES = {"host": "host_program"}
 """Of suites that are not their module's name."""
 

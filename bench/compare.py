@@ -1,4 +1,5 @@
-"""Two runs beside each other: what changed, and what is a regression."""
+"""Two runs beside each other: what changed, and what is a regression; or, of two runs of one commit, whether
+they agree."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from bench.results import Figure, Results, ResultsError, same_machine
 
 ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
+AGREEING = 0.95
+"""Part of the figures on which two runs of one commit must agree. With intervals of 95%, one pair of about
+two hundred is apart where nothing but chance differs; a machine whose speed drifts for minutes, which no
+interval of one run can know, shows here."""
 RATIOS = ("ratio", "x")
 """Units of figures that hold two things of one run against each other."""
 
@@ -110,17 +115,67 @@ def _reason(name: str, results: Results) -> str | None:
     return None
 
 
-def _overlap(old: Figure, new: Figure) -> bool:
-    """Whether both have an interval around their value, and these have something in common."""
-    spans = [_interval(figure) for figure in (old, new)]
-    if spans[0] is None or spans[1] is None:
-        return False
-    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
+def _overlap(old: Figure, new: Figure) -> bool | None:
+    """Whether the intervals have something in common; none where one of the figures has no interval."""
+    before, after = _interval(old), _interval(new)
+    if before is None or after is None:
+        return None
+    return before[0] <= after[1] and after[0] <= before[1]
 
 
 def _interval(figure: Figure) -> tuple[float, float] | None:
+    """Around the value."""
     lo, hi = figure.lo, figure.hi
     return None if lo is None or hi is None or not lo <= figure.value <= hi else (lo, hi)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two runs of one commit.
+
+    Attributes:
+        apart: suite, and the figure of each run, of those whose intervals have nothing in common.
+        figures: how many have an interval in both runs.
+    """
+
+    apart: list[tuple[str, Figure, Figure]]
+    figures: int
+
+    @property
+    def holds(self) -> bool:
+        return self.figures - len(self.apart) >= AGREEING * self.figures
+
+
+def agreement(first: Mapping[str, Results], second: Mapping[str, Results]) -> Agreement:
+    """Of every figure that both runs have with an interval.
+
+    Raises `ResultsError` where these are not two runs of the same suites, commit and machine, or have no
+    such figure.
+    """
+    if set(first) != set(second):
+        raise _not_the_same("suites", ", ".join(first), ", ".join(second))
+    apart, figures = [], 0
+    for suite, one in first.items():
+        other = second[suite]
+        if one.commit != other.commit:
+            raise _not_the_same(f"{suite}: commits", one.commit, other.commit)
+        if not same_machine(one, other):
+            raise _not_the_same(f"{suite}: machines", one.machine, other.machine)
+        for figure in one.figures:
+            again = other.figure(figure.name)
+            overlap = None if again is None else _overlap(figure, again)
+            figures += overlap is not None
+            if again is not None and overlap is False:
+                apart.append((suite, figure, again))
+    if not figures:
+        raise ResultsError("the two runs have no figure with an interval in common")
+    return Agreement(apart, figures)
+
+
+def _not_the_same(what: str, first: object, second: object) -> ResultsError:
+    return ResultsError(
+        f"these are not two runs of the same: {what} {first} and {second}; compare them without --agree"
+    )
 
 
 def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
@@ -160,13 +215,14 @@ def table(changes: Iterable[Change]) -> Table:
         ratio = "-" if c.ratio is None else f"{c.ratio:.3f}"
         verdict = f"{c.verdict}: {c.why}" if c.why else c.verdict
         made.add_row(
-            c.suite, c.old.name, _with_interval(c.old), _with_interval(c.new), c.old.unit, ratio, c.better,
+            c.suite, c.old.name, with_interval(c.old), with_interval(c.new), c.old.unit, ratio, c.better,
             verdict, style=_STYLES.get(c.verdict, ""),
         )  # fmt: skip
     return made
 
 
-def _with_interval(figure: Figure | None) -> str:
+def with_interval(figure: Figure | None) -> str:
+    """The value, and its bounds where it has some."""
     if figure is None:
         return "-"
     if figure.lo is None or figure.hi is None:

@@ -12,6 +12,7 @@ that its certificate has.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ STATIC_SIZES = (200, 1000)
 TOLERANCE = 1e-5
 """Largest difference from TensorFlow of an engine that is timed: absolute up to 1, relative beyond. float32
 sums in another order need that much."""
-OUR_NAME, TF_NAME = "jaxrank", "tensorflow"
+OUR_NAME, TF_NAME, XLA_NAME = "jaxrank", "tensorflow", "tensorflow_xla"
 _SEED = 4_100
 LARGE = 200
 """Ratios of the suite are over sizes from here up: what a ranking request has."""
@@ -57,6 +58,8 @@ class Measured:
     name: str
     shape: str
     request_side: bool
+    threads: str = ""
+    """TensorFlow's."""
     columns: tuple[int, int] = (0, 0)
     """Columns of the request block and of the candidate block."""
     mflop: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -106,7 +109,7 @@ def effort(rows: int, quick: bool) -> Effort:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    arguments = _arguments(argv)
+    arguments = parse(argv)
     try:
         with pinned(arguments.cores):
             _run(arguments)
@@ -116,12 +119,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     console = results_console()
-    from bench.peers import limit_tensorflow_threads
+    from bench.dense_threads import Threads, fastest, limit_tensorflow_threads
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
-    limit_tensorflow_threads()
-    chosen = _models(arguments)
+    ours = models(arguments) if arguments.model is None else ()
+    threads, how = Threads(), f"{Threads()}, not tuned"
+    if not arguments.quick:
+        threads, how = fastest(arguments.argv, status=console.print)
+    limit_tensorflow_threads(threads)
+    chosen = ours or models(arguments)  # one's own model is opened with TensorFlow running
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -134,7 +141,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
             for model in chosen:
                 progress.update(whole, description=model.name)
-                found = Measured(model.name, model.shape, model.request_side)
+                found = Measured(model.name, model.shape, model.request_side, threads=how)
                 measured.append(found)
                 bar = _Turns(progress, turns)
                 try:
@@ -150,7 +157,8 @@ def _run(arguments: argparse.Namespace) -> None:
     _report(console, measured, arguments)
 
 
-def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]":
+def models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]":
+    """Those of the suite's arguments."""
     if arguments.model is not None:
         from bench.user_models import open_model
 
@@ -164,13 +172,14 @@ def _models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]"
     return [known[name] for name in arguments.models] or list(MODELS)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The suite's options; `argv` is what they came from."""
     parser = argparse.ArgumentParser(
         prog="python -m bench dense",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  python -m bench dense                                    everything, about half an hour\n"
+        "  python -m bench dense                                    everything, in ten minutes\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
         "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
         "  python -m bench dense models/ranker/1 --out mine/dense.json",
@@ -187,7 +196,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--sizes", nargs="+", type=_size, default=list(SIZES), metavar="N",
         help="numbers of candidates (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="three runs of each, and no static modules")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three runs of each, no static modules, TensorFlow's threads not tuned",
+    )
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
@@ -195,7 +208,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; of a part of it dense.json)"
     )
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(given, argparse.Namespace(argv=given))
     if arguments.model is not None and arguments.models:
         parser.error("give either MODEL or --models")
     # What is not the whole suite does not take the place of its results.
@@ -260,7 +274,7 @@ def measure(
     from bench.user_models import UserModel, UserModelError
     from serving.host import HostProgramRunner
 
-    built = build(model, work, status, engine="auto")
+    built = build(model, work, status)
     target = choose_target(built.bundle, built.manifest, "cpu")
     found.engine = target.engine
     found.tolerance = max(TOLERANCE, built.manifest.certificate.tolerance)

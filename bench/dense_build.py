@@ -77,10 +77,9 @@ def build(
     work: Path,
     progress: Callable[[str], None] = lambda text: None,
     target: str = "cpu",
-    engine: str = "iree",
 ) -> Built:
-    """Saves, converts and compiles a model for a target and an engine (`auto`: the fastest here), each only
-    where what it is made from has changed. A user's own model comes built.
+    """Saves, converts and compiles a model for a target and every engine that takes it, the fastest here
+    chosen, each only where what it is made from has changed. A user's own model comes built.
 
     Raises `JaxrankError`: what the converter or the compiler refuses.
     """
@@ -107,11 +106,11 @@ def build(
         progress(f"{model.name}: compiling")
         shutil.rmtree(bundle, ignore_errors=True)
         shutil.copytree(converted, bundle)
-        compile_bundle(bundle, [target], engines=parse_engines(engine), compare=engine == AUTO)
+        compile_bundle(bundle, [target], engines=parse_engines(AUTO), compare=True)
 
     first = key_of("convert", f"{model.inputs}", *_MODEL_SOURCES, "converters", "jaxrank")
     stamps.make("convert", first, [converted], make_converted)
-    stamps.make(f"compile{suffix}", key_of("compile", first, "mlir_pipeline", engine), [bundle], make_bundle)
+    stamps.make(f"compile{suffix}", key_of("compile", first, "mlir_pipeline", AUTO), [bundle], make_bundle)
     return Built(model.name, saved, bundle, files.verify(bundle), stamps.seconds, directory)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from bench.dense import LARGE, OUR_NAME, STATIC_SIZES, TF_NAME, TOLERANCE, Measured
+from bench.dense import LARGE, OUR_NAME, STATIC_SIZES, TF_NAME, TOLERANCE, XLA_NAME, Measured
 from bench.results import Figure, NotMeasured
 from bench.timing import Estimate, Timing, mean_ratio, overhead
 
@@ -61,14 +61,16 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
             found.append(
                 Figure(name=name, value=value.value, unit="ratio", lo=value.lo, hi=value.hi, note=note)
             )
-    if shortest := min(
-        (t.median for m in measured for times in m.times.values() for t in times.values()), default=None
-    ):
-        added = overhead().scaled(1 / shortest)
-        note = f"what timing adds to a run, of the shortest median, {shortest:.3g} ms; the bound is 0.02"
+    timed = [t for m in measured for times in m.times.values() for t in times.values()]
+    if timed:
+        shortest = min(timed, key=lambda t: t.median)
+        added = mean_ratio([(overhead(), shortest)])
+        note = (
+            f"what timing adds to a run, of the shortest median, {shortest.median:.3g} ms; the bound is 0.02"
+        )
         found.append(
             Figure(
-                name="harness_overhead", value=added.median, unit="ratio", lo=added.lo, hi=added.hi, note=note
+                name="harness_overhead", value=added.value, unit="ratio", lo=added.lo, hi=added.hi, note=note
             )
         )
     else:
@@ -113,9 +115,11 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         )
     for rows, times in m.times.items():
         for engine, t in times.items():
+            note = m.threads if engine in (TF_NAME, XLA_NAME) else ""
             yield Figure(
-                name=f"{m.name}/{engine}/{rows}", value=t.median, unit="ms", lo=t.lo, hi=t.hi, runs=t.runs
-            )
+                name=f"{m.name}/{engine}/{rows}", value=t.median, unit="ms", lo=t.lo, hi=t.hi, runs=t.runs,
+                note=note,
+            )  # fmt: skip
 
 
 Pair = tuple[Timing, Timing]

@@ -56,7 +56,7 @@ def measure(sizes: Sizes, *, beside: bool = True) -> tuple[list[Figure], list[No
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench host", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("bench/results/host.json"))
+    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("bench/results/host.json"))
     for name, what in (
         ("candidates", "of a request"),
         ("rounds", "turns of each path"),
@@ -74,9 +74,7 @@ def main(arguments: list[str]) -> None:
         return
     sizes = QUICK if options.quick else sizes
     figures, not_measured = measure(sizes)
-    write_results(
-        options.output, "host", " ".join(["python -m bench host", *arguments]), figures, not_measured
-    )
+    write_results(options.out, "host", " ".join(["python -m bench host", *arguments]), figures, not_measured)
     for figure in figures:
         print(f"{figure.name:45} {figure.value:12.4g} {figure.unit}")
 

@@ -77,7 +77,7 @@ def serving(models: Path, script: str) -> Iterator[System]:
     """A server of its own process, whose model `other` is unloaded."""
     command = [sys.executable, "-c", script, "serve", str(models), "--host", "127.0.0.1", "--port", "0"]
     # A model that was loaded by hand does not come back by itself.
-    command += ["--poll-seconds", "0", "--rollback-requests", "0"]
+    command += ["--poll-seconds", "0", "--rollback-requests", "0", "--engine", "iree"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         found = None
@@ -216,7 +216,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where models are built")
     parser.add_argument("--served", type=Path, help=f"a bundle to serve instead of {SERVED}")
     parser.add_argument("--loaded", type=Path, help=f"a bundle to load instead of {LOADED}")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(arguments)
     sizes, console = QUICK if options.quick else FULL, Console()
     served, loaded = (
@@ -234,7 +234,7 @@ def main(arguments: list[str]) -> None:
     made = figures(found, what)
     for figure in made:
         console.print(f"{figure.name}: {figure.value:.3g} {figure.unit}")
-    write_results(options.output, "loading", " ".join(["python -m bench loading", *arguments]), made)
+    write_results(options.out, "loading", " ".join(["python -m bench loading", *arguments]), made)
 
 
 def _built(name: str, work: Path, console: Console) -> Path:

@@ -88,25 +88,6 @@ def jaxrank_engine(task: Task) -> Prepare:
     return lambda blocks: partial(engine.run, blocks)
 
 
-def limit_tensorflow_threads() -> None:
-    """One thread for each core, as TensorFlow Serving has by default.
-
-    Raises `RuntimeError` where TensorFlow has started with another number of threads.
-    """
-    import tensorflow as tf
-
-    threading = tf.config.threading
-    try:
-        threading.set_intra_op_parallelism_threads(CORES)
-        threading.set_inter_op_parallelism_threads(CORES)
-    except RuntimeError:  # it runs already; 0 is TensorFlow's word for all cores
-        if {threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()} - {
-            0,
-            CORES,
-        }:
-            raise
-
-
 def tensorflow_engine(task: Task, jit_compile: bool = False) -> Prepare:
     """The dense half's graph as one function, after grappler."""
     import tensorflow as tf

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -79,6 +80,8 @@ class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 
 
+_DESTINATION = re.compile(r" --out[ =]\S+")
+"""In a command: where figures were written to is no part of how they are measured again."""
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
 
@@ -116,13 +119,19 @@ def read_all(path: Path) -> dict[str, Results]:
 
 
 def write_results(
-    path: Path, suite: str, command: str, figures: Sequence[Figure], not_measured: Sequence[NotMeasured] = ()
+    path: Path,
+    suite: str,
+    command: str,
+    figures: Sequence[Figure],
+    not_measured: Sequence[NotMeasured] = (),
+    of_commit: str | None = None,
 ) -> None:
-    """Writes one suite's file in one step."""
+    """Writes one suite's file in one step. `of_commit` is that of what was measured, where it is not this
+    checkout's."""
     document = Results(
         suite=suite,
-        command=command,
-        commit=commit(),
+        command=_DESTINATION.sub("", command),
+        commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=dict(machine()),
         versions={name: version for name in _PACKAGES if (version := _version(name))},
@@ -143,6 +152,19 @@ def read_figures(path: Path) -> dict[str, Figure]:
     found = read_results(path)
     of = f"{found.suite}, {found.commit}, {found.date[:10]}"
     return {f.name: msgspec.structs.replace(f, note=f"{f.note} ({of})".strip()) for f in found.figures}
+
+
+def figures_of_this_commit(path: Path, command: str) -> dict[str, Figure]:
+    """The figures of a suite's file as `read_figures` gives them, where that command measured them at this
+    commit on this machine; none otherwise, or where sources differ from the commit."""
+    known = read_results(path) if path.is_file() else None
+    here = commit()
+    if known is None or known.commit != here or here.endswith("-dirty") or here == "unknown":
+        return {}
+    same = known.command == command and all(
+        known.machine.get(fact) == value for fact, value in machine().items()
+    )
+    return read_figures(path) if same else {}
 
 
 def machine() -> dict[str, str | int | None]:

@@ -5,7 +5,7 @@ Requests of 200 candidates arrive over gRPC (bench/serve_load.py) as a Poisson p
 best setting of threads is found, both servers' scores are compared with TensorFlow's, and the largest rate at
 which 99% of all requests are answered within the promise is searched for both in turns. Then what a request
 costs beside the model, and how much is still answered in time beyond saturation, with degradation of the
-models and without. Writes `bench/results/serve.json` after every part, and a plot beside it; what `python -m
+models and without. Writes `bench/results/serve.json` after every part; what `python -m
 bench soak`, `python -m bench loading` and `make faults` wrote is put into it, too.
 
 With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, without
@@ -183,7 +183,7 @@ def _zoo(arguments: argparse.Namespace) -> dict[str, Model]:
 
 def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
     """Measures, writes and reports. Raises `WorkloadError` for recorded traffic that cannot be sent."""
-    from bench.serve_report import figures, plot, table
+    from bench.serve_report import figures, table
 
     console = results_console()
     effort = QUICK if arguments.quick else FULL if arguments.model is None else OWN
@@ -226,7 +226,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
         console.print(f"{figure.name:32} {figure.value:.4g} {figure.unit}  {figure.note}", highlight=False)
     for one in missing:
         console.print(f"not measured: {one.name}: {one.why}", highlight=False)
-    plot(found, arguments.out.with_suffix(".png"))
+    console.print(f"figures are in {arguments.out}; `jaxrank bench report` draws them", highlight=False)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -300,7 +300,7 @@ def _throughput(
     status: Status,
 ) -> None:
     """The largest rates that keep the promise, and recorded traffic as it came."""
-    built = build(model, arguments.work, status, engine="auto")
+    built = build(model, arguments.work, status)
     messages, first = requests(model, arguments.work)
     engine = choose_target(built.bundle, built.manifest, "cpu").engine
     measured = Measured(model.name, engine, request_bytes=len(first))
@@ -425,7 +425,7 @@ def _overhead(
     found: Found, model: Model, work: Path, effort: Effort, client: LoadClient, status: Status
 ) -> None:
     """CPU time of a request beside the host program and the dense program."""
-    built = build(model, work, status, engine="auto")
+    built = build(model, work, status)
     messages, first = requests(model, work)
     status("CPU time of requests, one at a time")
     with clocked_server({model.name: built.bundle}) as server:
@@ -460,7 +460,7 @@ def _overload(
     status: Status,
 ) -> None:
     """Answers in time at multiples of saturation, from servers that differ in degradation only."""
-    built = build(model, arguments.work, status, engine="auto")
+    built = build(model, arguments.work, status)
     messages, _ = requests(model, arguments.work)
     config, path = degradation_config(model), arguments.work / model.name / "degradation.json"
     path.write_text(json.dumps(config))

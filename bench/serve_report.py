@@ -1,15 +1,14 @@
-"""What the suite `serve` says: figures, a table and a plot."""
+"""What the suite `serve` says: figures and a table."""
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 
 from rich.table import Table
 
 from bench.results import Figure, NotMeasured, read_figures
-from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, TFS, Found, Measured, Overhead, Overload
-from bench.serve_search import Point, Search
+from bench.serve import DEGRADED, OURS, PLAIN, TENSORFLOW, Found, Measured, Overhead, Overload
+from bench.serve_search import Point
 
 ELSEWHERE = {
     "soak": ("python -m bench soak BUNDLE", ("soak_minutes", "soak_wrong_scores")),
@@ -17,7 +16,6 @@ ELSEWHERE = {
     "faults": ("make faults", ("fuzzed_rpcs", "crashes")),
 }
 """Figures of the server that other commands measure: by results file, the command and the names."""
-_COLORS = {OURS: "#d62728", TENSORFLOW: "#1f77b4", TFS: "#9467bd", PLAIN: "#d62728", DEGRADED: "#2ca02c"}
 
 
 def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
@@ -40,7 +38,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
             for name in ("overhead_us_per_request", "copies_per_byte")
         ]
     if found.overload is not None and found.overload.points:
-        made += _of_overload(found.overload, found.slo_ms)
+        made += of_overload(found.overload, found.slo_ms)
     else:
         missing.append(NotMeasured(name="goodput_at_2x", why="that part did not run"))
     for suite, (command, names) in ELSEWHERE.items():
@@ -48,7 +46,7 @@ def figures(found: Found) -> tuple[list[Figure], list[NotMeasured]]:
         made += [known[name] for name in names if name in known]
         why = f"{suite}.json does not have it; {command} writes it"
         missing += [NotMeasured(name=name, why=why) for name in names if name not in known]
-    return [*made, *(f for m in found.models for f in (*_of_model(m), *_replayed(m, found.slo_ms)))], missing
+    return [*made, *(f for m in found.models for f in (*of_model(m), *_replayed(m, found.slo_ms)))], missing
 
 
 def _of_overhead(o: Overhead) -> Iterable[Figure]:
@@ -70,7 +68,8 @@ def _of_overhead(o: Overhead) -> Iterable[Figure]:
     yield Figure(name="copies_per_byte", value=per_byte, unit="copies", note=note)
 
 
-def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
+def of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
+    """What is answered in time at each multiple of saturation."""
     plain = overload.points[PLAIN]
     peak = max(p.sample.goodput(slo_ms) for p in plain)
     for kind, short in ((PLAIN, "plain"), (DEGRADED, "degraded")):
@@ -88,7 +87,8 @@ def _of_overload(overload: Overload, slo_ms: float) -> Iterable[Figure]:
             )  # fmt: skip
 
 
-def _of_model(m: Measured) -> Iterable[Figure]:
+def of_model(m: Measured) -> Iterable[Figure]:
+    """A model's throughput, and the latencies at each rate."""
     yield Figure(name=f"{m.name}/max_abs_error", value=m.error, unit="score")
     for name, rate in m.closed.items():
         yield Figure(name=f"{m.name}/closed_loop/{name}", value=rate, unit="1/s")
@@ -152,42 +152,3 @@ def table(found: Found) -> Table:
         ratio = _ratio(m)
         made.add_row(m.name, *rates, "-" if ratio is None else f"{ratio:.2f}", str(m.setting))
     return made
-
-
-def plot(found: Found, path: Path) -> None:
-    """Latency against load for each model, and goodput beyond saturation."""
-    from matplotlib.figure import Figure as Canvas
-
-    panels = len(found.models) + (found.overload is not None)
-    if not panels:
-        return
-    canvas = Canvas(figsize=(4.6 * panels, 3.8), layout="constrained")
-    axes = canvas.subplots(1, panels, squeeze=False)[0]
-    for axis, m in zip(axes, found.models, strict=False):
-        for name, search in m.searches.items():
-            _latencies(axis, name, search)
-        axis.axhline(found.slo_ms, color="#777777", linewidth=0.8, linestyle="--")
-        axis.set(title=m.name, xlabel="requests/s sent", ylabel="ms since the intended time", yscale="log")
-    if found.overload is not None:
-        axis = axes[-1]
-        for kind, points in found.overload.points.items():
-            sent = [p.rate / found.overload.saturation for p in points]
-            goodput = [p.sample.goodput(found.slo_ms) for p in points]
-            axis.plot(sent, goodput, marker="o", markersize=3.5, color=_COLORS[kind], label=kind)
-        title = f"{found.overload.model}: answers/s within {found.slo_ms:g} ms"
-        axis.set(title=title, xlabel="requests sent, multiples of saturation", ylim=(0, None))
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=110)
-
-
-def _latencies(axis, name: str, search: Search) -> None:  # noqa: ANN001
-    """Median dashed, 99th percentile solid; rates at which it is infinite are left out."""
-    points = sorted(search.points, key=lambda p: p.rate)
-    for share, style, label in ((0.99, "-", f"{name}, p99"), (0.5, ":", f"{name}, median")):
-        shown = [p for p in points if math.isfinite(p.sample.percentile(share))]
-        values = [p.sample.percentile(share) for p in shown]
-        rates = [p.rate for p in shown]
-        axis.plot(rates, values, style, marker="o", markersize=3.5, color=_COLORS[name], label=label)

@@ -29,12 +29,13 @@ _SEED = 8_500
 _TIMEOUT = 60.0
 
 
-def requests(model: "DenseModel | UserModel", work: Path) -> tuple[Path, bytes]:
-    """A file of requests, and the first of them. A user's own model has as many users as examples."""
+def requests(model: "DenseModel | UserModel", work: Path, count: int = USERS) -> tuple[Path, bytes]:
+    """A file of requests of `count` users, and the first of them. A user's own model has as many users as
+    examples."""
     if isinstance(model, UserModel):
         users, rows, draw = len(model.examples), model.candidates, model.sent
     else:
-        users, rows, draw = USERS, 1, model.request
+        users, rows, draw = count, 1, model.request
 
     def drawn(rows: int, seed: int, candidates: bool) -> bytes:
         part = {n: v for n, v in draw(rows, seed).items() if (model.inputs[n][0] is None) == candidates}

@@ -1,5 +1,6 @@
 """Pooled lookups beside the memory's roofline, TensorFlow, NumPy and torch, and what a request's sparse half
-takes in all: `python -m bench sparse`. `python -m bench host` and `updates` have more of the latter.
+takes in all: `python -m bench sparse`. `python -m bench host` and `updates` have more of the latter; what
+they wrote beside this suite's file at the same commit is taken from there.
 
 Every pair runs in turns in one process, on the same rows in huge pages. The roofline is the plainest C++ loop
 that fetches ahead, on one thread, as our lookups then are; beside the other libraries, which take all cores,
@@ -24,7 +25,7 @@ from rich.table import Table as Page
 
 from bench import host_program, updates
 from bench.draws import BAG, Bags, draw
-from bench.results import Figure, NotMeasured, write_results
+from bench.results import Figure, NotMeasured, figures_of_this_commit, write_results
 from bench.timing import Timing, interleaved
 from serving.tables import Lookup, Table, TableWriter, WorkerPool, open_table
 
@@ -300,27 +301,30 @@ def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
     return figures
 
 
-def plot(figures: Sequence[Figure], path: Path) -> None:
-    """Shares of the roofline, ratios to other libraries, and cost by size, as a PNG."""
-    from matplotlib.figure import Figure as Canvas
+def _of_host(
+    sizes: Sizes, arguments: argparse.Namespace, console: Console
+) -> tuple[list[Figure], list[NotMeasured]]:
+    """What a request's host half takes; not again where `python -m bench host` has just measured it."""
+    known = _known("host", arguments)
+    if all(name in known for name in OF_HOST):
+        console.print("the host half: as in host.json")
+        return [known[name] for name in OF_HOST], []
+    of_host, not_run = host_program.measure(sizes.host, beside=False)
+    return [f for f in of_host if f.name in OF_HOST], not_run
 
-    canvas = Canvas(figsize=(12, 3.6), layout="constrained")
-    shares, ratios, sizes = canvas.subplots(1, 3)
-    for name in ("uniform", "zipf"):
-        found = [f for f in figures if f.name.startswith(f"roofline_fraction_{name}")]
-        shares.plot(
-            [f.name.rsplit("_", 1)[1] for f in found], [f.value for f in found], marker="o", label=name
-        )
-    shares.axhline(1, color="grey", linewidth=0.8)
-    shares.set(title="share of the roofline, one thread", xlabel="dim", ylim=(0, None))
-    shares.legend()
-    found = [f for f in figures if f.name.startswith("speedup_vs_")]
-    ratios.barh([f.name.removeprefix("speedup_vs_") for f in found], [f.value for f in found])
-    ratios.set(title="times our time", xscale="log")
-    found = [f for f in figures if f.name.startswith("ns_per_row_")]
-    sizes.plot([int(f.name.split("_")[3]) for f in found], [f.value for f in found], marker="o")
-    sizes.set(title="ns a row of 32 bytes", xscale="log", xlabel="rows", ylim=(0, None))
-    canvas.savefig(path, dpi=120)
+
+def _kills(directory: Path, sizes: Sizes, arguments: argparse.Namespace, console: Console) -> Figure:
+    """Kills of an apply; not again where `python -m bench updates` has just done it."""
+    known = _known("updates", arguments)
+    if "kills_survived" in known:
+        console.print("kills: as in updates.json")
+        return known["kills_survived"]
+    return updates.kills(directory, sizes.updates, console)
+
+
+def _known(suite: str, arguments: argparse.Namespace) -> dict[str, Figure]:
+    command = f"python -m bench {suite}" + (" --quick" if arguments.quick else "")
+    return figures_of_this_commit(arguments.out.parent / f"{suite}.json", command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -331,25 +335,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small tables: does it still run?")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="FILE",
-        help="figures (%(default)s); the plot is beside it",
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
     arguments = parser.parse_args(argv)
     console, sizes = Console(stderr=True), QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as work:
         figures = fractions(Path(work), sizes, console)
         compared, missing = peers(Path(work), sizes, console)
         figures += compared + growth(Path(work), sizes, console)
-        of_host, not_run = host_program.measure(sizes.host, beside=False)
-        figures += [f for f in of_host if f.name in OF_HOST]
-        figures.append(updates.kills(Path(work), sizes.updates, console))
+        of_host, not_run = _of_host(sizes, arguments, console)
+        figures += of_host
+        figures.append(_kills(Path(work), sizes, arguments, console))
     command = "python -m bench sparse" + (" --quick" if arguments.quick else "")
     write_results(arguments.out, "sparse", command, figures, [*missing, *not_run])
-    plot(figures, arguments.out.with_suffix(".png"))
     page = Page("figure", "value", "unit", "note")
     for f in figures:
         page.add_row(f.name, f"{f.value:g}", f.unit, f.note)

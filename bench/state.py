@@ -10,7 +10,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,9 +34,11 @@ CANDIDATES = 5000
 CALLS = (10, 100)
 AT_ONCE = 10
 RANK_SIZES = (50, 500)
-CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wait": time.perf_counter}
+MEASURED = ("din", "mmoe")
+"""Unless other models are named: a request tower with attention, and one with a pooled history."""
 
 Features = dict[str, np.ndarray]
+ByClock = dict[str, dict[str, Timing]]
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class Users:
         return {n: v[start:stop] for n, v in self.candidates.items()}
 
 
-def in_slices(
-    users: Users, servers: dict[str, PredictClient], calls: int, clock: str, rounds: int
-) -> dict[str, Timing]:
+def in_slices(users: Users, servers: dict[str, PredictClient], calls: int, rounds: int) -> ByClock:
     """All candidates in so many calls of equal size, ten of them at once."""
     rows = CANDIDATES // calls
     slices = [users.rows(start, start + rows) for start in range(0, CANDIDATES, rows)]
@@ -86,29 +86,44 @@ def in_slices(
 
         drawn = {name: list(itertools.islice(users, rounds)) for name in servers}
         asked = {name: lambda name=name: ask(servers[name], drawn[name]) for name in servers}
-        return interleaved(asked, rounds=rounds, warm=0, clock=CLOCKS[clock])
+        return both_clocks(asked, rounds, warm=0)
 
 
-def after_recall(
-    users: Users, servers: dict[str, PredictClient], rows: int, clock: str, rounds: int
-) -> dict[str, Timing]:
+def after_recall(users: Users, servers: dict[str, PredictClient], rows: int, rounds: int) -> ByClock:
     """What is left when the candidates are known: Rank of a request that was prepared, or Predict."""
     candidates = users.rows(0, rows)
     predicted = list(itertools.islice(users, 2 * rounds))
     prepared = [servers["kept"].prepare("model", user) for user in itertools.islice(users, 2 * rounds)]
-    return interleaved(
+    return both_clocks(
         {
             "rank": lambda: servers["kept"].rank("model", prepared.pop(), candidates),
             "predict": lambda: servers["alone"].predict("model", {**predicted.pop(), **candidates}),
         },
-        rounds=rounds,
-        clock=CLOCKS[clock],
+        rounds,
+        warm=1,
     )
+
+
+def both_clocks(calls: Mapping[str, Callable[[], object]], rounds: int, warm: int) -> ByClock:
+    """Times calls in turn, by what a client waits and by the CPU of all threads, in the same runs."""
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+
+    def timed(name: str) -> Callable[[], None]:
+        def run() -> None:
+            start = time.process_time()
+            calls[name]()
+            cpu[name].append((time.process_time() - start) * 1e3)
+
+        return run
+
+    wait = interleaved({name: timed(name) for name in calls}, rounds=rounds, warm=warm)
+    runs = {name: np.array(found).reshape(rounds, warm + 1)[:, warm:] for name, found in cpu.items()}
+    return {"cpu": {name: Timing(found) for name, found in runs.items()}, "wait": wait}
 
 
 def costs(bundle: Path, users: Users, count: int) -> dict[str, Timing]:
     """CPU of a digest, and of the request tower that a hit saves, in this process."""
-    model, features = Model.load(bundle), next(users)
+    model, features = Model.load(bundle, engine="iree"), next(users)
     engine, block = model._engine, model._host.run({**features, **users.rows(0, 1)}).request
     assert isinstance(engine, StatefulEngine)
     found = interleaved(
@@ -141,6 +156,7 @@ def measure(model: DenseModel, bundle: Path, sizes: Sizes, console: Console) -> 
         (Path(directory) / "model" / "1").symlink_to(bundle.absolute())
         options = ServerOptions(
             models=Path(directory),
+            engine="iree",
             host="127.0.0.1",
             port=0,
             poll_seconds=0.0,
@@ -150,13 +166,12 @@ def measure(model: DenseModel, bundle: Path, sizes: Sizes, console: Console) -> 
         )
         servers = {"kept": Server(options), "alone": Server(replace(options, state_cache_mb=0.0))}
         clients = {name: PredictClient(server.address) for name, server in servers.items()}
-        in_slices(users, clients, CALLS[0], "wait", 1)  # packs the weights
-        for clock in CLOCKS:
-            for calls in CALLS:
-                times = in_slices(users, clients, calls, clock, sizes.rounds)
+        in_slices(users, clients, CALLS[0], 1)  # packs the weights
+        for calls in CALLS:
+            for clock, times in in_slices(users, clients, calls, sizes.rounds).items():
                 add(f"{CANDIDATES}_in_{calls}_{{}}_{clock}", times)
-            for rows in RANK_SIZES:
-                times = after_recall(users, clients, rows, clock, 3 * sizes.rounds)
+        for rows in RANK_SIZES:
+            for clock, times in after_recall(users, clients, rows, 3 * sizes.rounds).items():
                 add(f"{{}}_{rows}_{clock}", times)
         with servers["kept"].repository.lend("model") as (served, _):
             counts = served.state_counts
@@ -173,13 +188,13 @@ def measure(model: DenseModel, bundle: Path, sizes: Sizes, console: Console) -> 
 def main(arguments: list[str]) -> None:
     models = {model.name: model for model in MODELS if model.request_side}
     parser = argparse.ArgumentParser(prog="python -m bench state", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
+    parser.add_argument("--models", nargs="+", default=list(MEASURED), choices=list(models))
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--work", type=Path, default=WORK, help="bundles, kept for the next run")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(arguments)
     sizes, console, figures = QUICK if options.quick else FULL, Console(), []
     for name in options.models:
         bundle = build(models[name], options.work, console.print).bundle
         figures += measure(models[name], bundle, sizes, console)
-        write_results(options.output, "state", " ".join(["python -m bench state", *arguments]), figures)
+        write_results(options.out, "state", " ".join(["python -m bench state", *arguments]), figures)

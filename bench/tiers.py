@@ -57,18 +57,22 @@ class Requests:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the table; 256 bytes each")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of pushes, over both stores")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--rows", type=int, default=300_000, help="of the table; 256 bytes each (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each tier (%(default)s)")
+    parser.add_argument(
+        "--kills", type=int, default=20, help="SIGKILLs of pushes, over both stores (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work, running_cluster(Path(".cache/redis"), Path(work)) as cluster:
         command = "python -m bench tiers " + " ".join(argv or ())
         figures = _measure(Path(work), cluster, options)
-        write_results(options.output, "tiers", command.strip(), figures)
+        write_results(options.out, "tiers", command.strip(), figures)
         # The longest part: what was measured before it is kept if it is interrupted.
         figures += _kills(Path(work) / "bundle", Path(work) / "tables.json", options.kills)
-        write_results(options.output, "tiers", command.strip(), figures)
+        write_results(options.out, "tiers", command.strip(), figures)
     for figure in figures:
         results_console().print(
             f"{figure.name}: {figure.value:,.4g} {figure.unit}  {figure.note}", highlight=False

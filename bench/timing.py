@@ -96,7 +96,7 @@ class Timing:
 def mean_ratio(pairs: Sequence[tuple[Timing, Timing]]) -> Estimate:
     """How many times longer the first of a pair takes, by medians; the geometric mean over the pairs.
 
-    The timings of a pair are of one measurement.
+    The timings of a pair are of one measurement, or independent.
     """
     logs = [np.log(a.median / b.median) for a, b in pairs]
     resampled = np.mean([np.log(a.medians / b.medians) for a, b in pairs], axis=0)

@@ -142,11 +142,11 @@ def _rate(name: str, value: float, note: str = "") -> Figure:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench updates", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small tables, few rounds and kills")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(arguments)
     sizes, console = QUICK if options.quick else FULL, Console()
-    with tempfile.TemporaryDirectory(dir=options.output.parent) as name:
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
         figures = lookup_costs(Path(name), sizes, console)
         figures.append(kills(Path(name), sizes, console))
     command = " ".join(["python -m bench updates", *arguments])
-    write_results(options.output, "updates", command, figures)
+    write_results(options.out, "updates", command, figures)

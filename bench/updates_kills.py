@@ -14,7 +14,8 @@ _APPLY = telling("serving.tables.apply_deltas", "serving.updates.bundles.apply_t
 
 @dataclass(frozen=True)
 class Survived:
-    """`kills` hit a command in the middle of applying; `applied` deltas were in the table in the end."""
+    """`kills` hit a command in the middle of applying; `applied` deltas were in the table in the end, and
+    the last of these nobody killed."""
 
     kills: int
     applied: int
@@ -23,7 +24,7 @@ class Survived:
 def apply_with_kills(
     target: Path, deltas: Sequence[Path], check: Callable[[], int], *, kills: int, seed: int = 0
 ) -> Survived:
-    """Applies deltas to a table or bundle one by one, with `kills` of SIGKILL on the way.
+    """Applies deltas to a table or bundle one by one, with `kills` of SIGKILL on the way, then one more.
 
     Args:
         check: verifies the target and returns the sequence number that all of it is at.
@@ -35,8 +36,8 @@ def apply_with_kills(
     """
     draw = random.Random(seed)
     start, seconds = check(), None
-    at, hit = start, 0
-    while hit < kills or at - start < len(deltas):
+    at, hit, whole = start, 0, False
+    while hit < kills or (not whole and at - start < len(deltas)):
         if at - start == len(deltas):
             raise RuntimeError(f"all deltas were applied after {hit} kills; give more of them")
         command = [*_APPLY, "tables", "apply", str(deltas[at - start]), str(target)]
@@ -52,7 +53,7 @@ def apply_with_kills(
                 seconds /= 1 + missed
             else:
                 process.stdout.readline()
-                seconds = time.monotonic() - began
+                seconds, whole = time.monotonic() - began, hit == kills
                 if process.wait():
                     raise RuntimeError(f"apply ended with {process.returncode}: {process.stderr.read()}")
         now = check()

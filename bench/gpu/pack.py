@@ -9,6 +9,7 @@ OUT/<model>/module.vmfb, weights.irpa    our towers for any number of candidates
 OUT/<model>/requests.npz                 feature blocks, and TensorFlow's scores for each size
 OUT/<model>/source_<n>.jax               the module before our rewrites, for JAX and n candidates
 OUT/<model>/source_torch.py              the same for PyTorch and any number
+OUT/<model>/source.onnx                  TensorFlow's dense half for ONNX Runtime and any number
 OUT/<model>/source_weights.npz           their weights, without those that weights.irpa has
 OUT/<model>/meta.json                    what run.py asks
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from bench.dense_build import Built
     from bench.dense_models import DenseModel
+    from bench.gpu.run import Kit, Prepare
 
 SIZES = (1, 200, 1000, 5000)
 DISTINCT = 1_000
@@ -123,7 +125,7 @@ def pack(
             directory.mkdir(parents=True)
             refused = _pack_model(model, built, target, directory)
             if refused:
-                progress(f"{model.name}: without PyTorch: {refused}")
+                progress(f"{model.name}: {refused}")
             sizes[model.name] = sum(p.stat().st_size for p in directory.iterdir())
         shutil.copy(Path(__file__).with_name("run.py"), part)
         _write_json(part / "kit.json", {"target": target, "models": list(sizes), "commit": commit()})
@@ -154,7 +156,9 @@ def refuse_too_large(sizes: dict[str, int], limit: int = LIMIT) -> None:
 
 
 def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Path) -> str:
-    """Writes one model's directory. Returns why PyTorch cannot run it, or nothing."""
+    """Writes one model's directory. Returns what cannot run it and why, or nothing."""
+    from bench.gpu import run
+    from bench.gpu.onnx_source import write_onnx
     from jaxrank import bundle as files
     from mlir_pipeline.lower import CANDIDATE_TOWER, REQUEST_TOWER
 
@@ -171,6 +175,7 @@ def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Pat
     pool = _Pool(directory / "weights.irpa")
     jax_weights = {str(n): _write_jax(built, n, directory, pool) for n in SIZES}
     torch_weights, refused = _write_torch(built, directory, pool, requests)
+    onnx = write_onnx(built, directory, pool.reference)
     with (directory / "source_weights.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **pool.own)
     functions = {"candidate": CANDIDATE_TOWER} | ({"request": REQUEST_TOWER} if manifest.state else {})
@@ -187,10 +192,17 @@ def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Pat
         "jax": jax_weights,
         "torch": torch_weights,
         "torch_refused": refused,
+        "onnx": onnx,
     }
     _write_json(directory / "meta.json", meta)
-    _check_jax(directory, requests)
-    return refused
+    _check_here("JAX", run.jax_engine, directory, requests)
+    if not onnx["refused"]:
+        _check_here("ONNX Runtime", run.onnx_engine, directory, requests)
+    return " ".join(
+        f"without {name}: {why}"
+        for name, why in (("PyTorch", refused), ("ONNX Runtime", onnx["refused"]))
+        if why
+    )
 
 
 def _requests(model: "DenseModel", built: "Built") -> dict[str, np.ndarray]:
@@ -279,13 +291,17 @@ def _write_jax(built: "Built", rows: int, directory: Path, pool: _Pool) -> list[
     return [pool.reference(np.asarray(c)) for _, c in outside]
 
 
-def _check_jax(directory: Path, requests: dict[str, np.ndarray]) -> None:
-    """Raises `KitError` where the smallest artifact, read as `run.py` reads it, does not give TensorFlow's
-    scores on this machine's CPU."""
-    from bench.gpu import run
+def _check_here(
+    engine: str,
+    make: "Callable[[Kit, str], Prepare]",
+    directory: Path,
+    requests: dict[str, np.ndarray],
+) -> None:
+    """Raises `KitError` where the smallest request, as `run.py` runs it, does not give TensorFlow's scores on
+    this machine's CPU."""
+    from bench.gpu.run import Kit
 
-    call = run.jax_engine(run.Kit(directory), "local-sync")(SIZES[0])
-    _refuse_wrong("JAX", call(), SIZES[0], requests)
+    _refuse_wrong(engine, make(Kit(directory), "local-sync")(SIZES[0])(), SIZES[0], requests)
 
 
 def _write_torch(

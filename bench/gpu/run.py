@@ -2,10 +2,10 @@
 
     python run.py --device cuda --out gpu_dense.json
 
-Needs Python 3.11, NumPy and iree.runtime (with its own ml_dtypes), and nothing of the project. JAX and
-PyTorch are timed where they are installed. Every engine takes feature blocks from host memory and returns
-scores to host memory; none is timed at a size at which its scores are not TensorFlow's. What was measured
-is kept after each model.
+Needs Python 3.11, NumPy and iree.runtime (with its own ml_dtypes), and nothing of the project. JAX, PyTorch
+and ONNX Runtime are timed where they are installed. Every engine takes feature blocks from host memory and
+returns scores to host memory; none is timed at a size at which its scores are not TensorFlow's. What was
+measured is kept after each model.
 """
 
 import argparse
@@ -24,10 +24,20 @@ from typing import Any
 import numpy as np
 
 OURS, JAX, TORCH, TORCH_GRAPHS = "jaxrank", "jax", "torch_compile", "torch_compile_graphs"
+ONNX = "onnxruntime"
 Call = Callable[[], "list[np.ndarray]"]
 Prepare = Callable[[int], Call]
 """`rows -> call`: everything up to the request's arrival, then the call that is timed."""
-PACKAGES = ("iree-base-runtime", "jax", "jaxlib", "numpy", "torch", "triton")
+PACKAGES = (
+    "iree-base-runtime",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "torch",
+    "triton",
+)
 
 
 class Kit:
@@ -207,11 +217,57 @@ def torch_engine(kit: Kit, device: str, graphs: bool = False) -> Prepare:
     return prepare
 
 
+def onnx_engine(kit: Kit, device: str) -> Prepare:
+    """ONNX Runtime on TensorFlow's graph through tf2onnx, one session for any number of candidates; the whole
+    graph on the device's provider, where it has the operators."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    source = kit.meta["onnx"]
+    if source["refused"]:
+        raise RuntimeError(source["refused"])
+    # float32 products in float32, as all engines have them here; ONNX Runtime's default on CUDA is TF32.
+    wanted = {
+        "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        "local-sync": ("CPUExecutionProvider", {}),
+    }
+    if device not in wanted:
+        raise RuntimeError(f"ONNX Runtime has no provider for {device}")
+    provider, settings = wanted[device]
+    if provider not in (there := onnxruntime.get_available_providers()):
+        raise RuntimeError(f"this ONNX Runtime has no {provider}; it has {', '.join(there)}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    names, weights = list(source["weights"]), kit.weights(list(source["weights"].values()))
+    options.add_external_initializers(names, [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights])
+    graph = (kit.directory / "source.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)])
+    if session.get_providers()[0] != provider:  # it takes the CPU where a library of CUDA is not there
+        raise RuntimeError(f"ONNX Runtime does not start its {provider} here")
+    fed = [i.name for i in session.get_inputs()]
+
+    def prepare(rows: int) -> Call:
+        request, candidate = kit.blocks(rows)
+        values = []
+        for column in source["columns"]:
+            block = request if column["scope"] == "request" else candidate
+            width = int(np.prod(column["shape"], dtype=np.int64))
+            value = np.ascontiguousarray(block[:, column["offset"] : column["offset"] + width])
+            value = value.view(np.int32) if column["dtype"] == "int32" else value
+            value = value.reshape(len(block), *column["shape"])
+            values.append(value != 0 if column["dtype"] == "bool" else value)
+        inputs = {f"input_{i}:0": v for i, v in enumerate(values)}
+        inputs = {name: inputs[name] for name in fed}
+        return lambda: [np.asarray(v) for v in session.run(None, inputs)]
+
+    return prepare
+
+
 ENGINES: dict[str, Callable[[Kit, str], Prepare]] = {
     OURS: jaxrank_engine,
     JAX: jax_engine,
     TORCH: torch_engine,
     TORCH_GRAPHS: lambda kit, device: torch_engine(kit, device, graphs=True),
+    ONNX: onnx_engine,
 }
 
 
@@ -283,8 +339,11 @@ class Results:
         work.rename(self.path)
 
 
-def measure(kit: Kit, device: str, rounds: int, per_round: int, tolerance: float, results: Results) -> bool:
-    """Checks and times one model. Returns whether our scores are TensorFlow's at every size."""
+def measure(
+    kit: Kit, device: str, rounds: int, per_round: int, tolerance: float, ends: float, results: Results
+) -> bool:
+    """Checks and times one model. Returns whether our scores are TensorFlow's at every size that was begun
+    before `ends`, of the monotonic clock."""
     prepared = {}
     for name, engine in ENGINES.items():
         try:
@@ -293,6 +352,9 @@ def measure(kit: Kit, device: str, rounds: int, per_round: int, tolerance: float
             results.not_measured(f"{kit.name}/{name}", error)
     right, worst, checked = OURS in prepared, 0.0, 0
     for rows in kit.meta["sizes"]:
+        if time.monotonic() > ends:
+            results.not_measured(f"{kit.name}/{rows}", "the time of --seconds was over")
+            continue
         calls = {}
         for name, prepare in prepared.items():
             figure = f"{kit.name}/{name}/{rows}"
@@ -342,7 +404,9 @@ def main() -> None:
     parser.add_argument(
         "--tolerance", type=float, help="largest difference from TensorFlow (what the kit says)"
     )
+    parser.add_argument("--seconds", type=float, help="no size is begun after these (no limit)")
     arguments = parser.parse_args()
+    ends = time.monotonic() + (arguments.seconds or float("inf"))
     kit = json.loads((arguments.kit / "kit.json").read_text())
     unknown = sorted(set(arguments.models or ()) - set(kit["models"]))
     if unknown:
@@ -355,14 +419,15 @@ def main() -> None:
     command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
     command += f" --rounds {arguments.rounds} --per-round {arguments.per_round}"
     command += f" --tolerance {arguments.tolerance:g}" if arguments.tolerance else ""
-    results = Results(arguments.out, command, kit["commit"], _device(arguments.device))
+    command += f" --seconds {arguments.seconds:g}" if arguments.seconds else ""
+    results = Results(arguments.out, command, kit["commit"], device_name(arguments.device))
     right = True
     for name in arguments.models or kit["models"]:
         try:
             model = Kit(arguments.kit / name)
             tolerance = arguments.tolerance or model.meta["tolerance"]
-            shape = (model, arguments.device, arguments.rounds, arguments.per_round)
-            right = measure(*shape, tolerance, results) and right
+            how = (arguments.device, arguments.rounds, arguments.per_round, tolerance, ends)
+            right = measure(model, *how, results) and right
         except Exception as error:  # one model less is no reason to lose the others
             results.not_measured(name, error)
             right = False
@@ -370,7 +435,7 @@ def main() -> None:
     sys.exit(0 if right else 1)
 
 
-def _device(driver: str) -> str:
+def device_name(driver: str) -> str:
     """The name that the driver gives its device."""
     try:
         import iree.runtime as rt

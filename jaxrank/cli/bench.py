@@ -1,13 +1,16 @@
 """`jaxrank bench`: hands over to the suites of `bench/`, and reads what they wrote."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxrank.cli.console import results_console
+
+if TYPE_CHECKING:
+    from bench.results import Results
 
 RESULTS = Path("bench/results")
 """Where suites write and `report` reads, unless told otherwise."""
@@ -125,6 +128,13 @@ def bench_compare(
             "machines best.",
         ),
     ] = False,
+    agree: Annotated[
+        bool,
+        typer.Option(
+            "--agree",
+            help="Two runs of one commit: whether their intervals overlap. Exit code 1 where under 95% do.",
+        ),
+    ] = False,
 ) -> None:
     """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow.
 
@@ -135,6 +145,8 @@ def bench_compare(
     from bench.results import read_all
 
     before, after = read_all(old), read_all(new)
+    if agree:
+        return _agree(before, after)
     changes = compare(before, after, allowed=allow, ratios_only=ratios)
     console = results_console()
     console.print(table(changes))
@@ -148,6 +160,19 @@ def bench_compare(
     judged = sum(c.judged for c in changes)
     console.print(f"{judged} figures judged, {len(worse)} worse by over {allow:.0%}", highlight=False)
     if worse:
+        raise typer.Exit(1)
+
+
+def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]") -> None:
+    from bench.compare import agreement, with_interval
+
+    found, console = agreement(first, second), results_console()
+    for suite, one, other in found.apart:
+        line = f"apart: {suite} {one.name}: {with_interval(one)} and {with_interval(other)} {one.unit}"
+        console.print(line, style="bold red", highlight=False, markup=False)
+    agreeing = found.figures - len(found.apart)
+    console.print(f"{agreeing} of {found.figures} figures agree within their intervals", highlight=False)
+    if not found.holds:
         raise typer.Exit(1)
 
 

@@ -22,5 +22,5 @@ TINY = dense_models.DenseModel(
 def work(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a module's models are built; the tiny one is there."""
     work = tmp_path_factory.mktemp("work")
-    tiny = once("tiny", lambda directory: build(TINY, directory, engine="auto"))
+    tiny = once("tiny", lambda directory: build(TINY, directory))
     return shutil.copytree(tiny, work, dirs_exist_ok=True)

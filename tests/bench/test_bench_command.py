@@ -6,7 +6,7 @@ import pytest
 
 from bench import sparse
 from bench.every import known
-from bench.results import ResultsError
+from bench.results import ResultsError, read_results
 from tests.command_line import jaxrank
 
 
@@ -38,6 +38,18 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     done = jaxrank("bench", "sparse")
     assert done.returncode == 1
     assert "pip install 'jaxrank[bench]'" in done.stderr
+
+
+def test_a_conversion_of_ones_own_model(ranker_saved_model: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose memory it is."""
+    done = jaxrank("bench", "convert", ranker_saved_model, "--out", tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "mine" / "convert.json")
+    figures = {f.name: f.value for f in results.figures}
+    assert set(figures) == {f"saved_model/{n}" for n in ("convert_s", "peak_rss_mib", "max_abs_error")}
+    assert 0 <= figures["saved_model/max_abs_error"] <= 1e-5
+    assert figures["saved_model/convert_s"] > 0 and figures["saved_model/peak_rss_mib"] > 100
+    assert results.command == "python -m bench convert saved_model"
 
 
 def test_there_is_no_such_suite() -> None:

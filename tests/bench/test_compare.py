@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.compare import compare, differences
+from bench.compare import agreement, compare, differences
 from bench.directions import rule
 from bench.results import Figure, NotMeasured, Results, ResultsError, read_all, read_results, write_results
 from bench.serve_report import ELSEWHERE
@@ -148,6 +148,47 @@ def test_the_command(tmp_path: Path) -> None:
     assert jaxrank("bench", "compare", tmp_path / "old", tmp_path / "slow", "--allow", "50%").returncode == 0
     refused = jaxrank("bench", "compare", tmp_path / "old", tmp_path / "slow", "--allow", "a lot")
     assert refused.returncode == 2 and "such as 10% or 0.1" in refused.stderr
+
+
+def test_two_runs_of_one_commit(tmp_path: Path) -> None:
+    """A committed run agrees with itself, also with one figure of a hundred apart, and not where everything
+    took 99 times as long. Figures without bounds are not asked."""
+    run = read_results(COMMITTED / "dense.json")
+    bounded = [f for f in run.figures if f.lo is not None and f.hi is not None and f.lo <= f.value <= f.hi]
+
+    def slower(figures: list[Figure]) -> Path:
+        made = [
+            msgspec.structs.replace(f, value=f.value * 99, lo=f.lo and f.lo * 99, hi=f.hi and f.hi * 99)
+            if f in figures
+            else f
+            for f in run.figures
+        ]
+        path = tmp_path / f"slower_{len(figures)}.json"
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(run, figures=made)))
+        return path
+
+    one = next(f for f in bounded if f.name == "din/jaxrank/200")
+    for figures, code in (([], 0), ([one], 0), (list(run.figures), 1)):
+        done = jaxrank("bench", "compare", COMMITTED / "dense.json", slower(figures), "--agree")
+        apart = sum("apart: dense " in line for line in done.stdout.splitlines())
+        assert done.returncode == code and apart == len(figures and bounded if code else figures)
+        assert f"{len(bounded) - apart} of {len(bounded)} figures agree" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"commit": "other"}, "commits  and other", id="commit"),
+        pytest.param({"machine": {"cores": 8}}, "machines .*2.* and .*8", id="machine"),
+        pytest.param({"figures": []}, "no figure with an interval in common", id="figures"),
+    ],
+)
+def test_what_are_not_two_runs_of_the_same(change: dict, message: str) -> None:
+    first = _run(_ms(10, 9, 11))
+    with pytest.raises(ResultsError, match=message):
+        agreement(first, {"dense": msgspec.structs.replace(first["dense"], **change)})
+    with pytest.raises(ResultsError, match="suites dense and serve"):
+        agreement(first, _run(_ms(10, 9, 11), suite="serve"))
 
 
 @pytest.mark.parametrize(

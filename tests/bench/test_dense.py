@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def task(work: Path) -> Task:
-    built = build(TINY, work, engine="auto")
+    built = build(TINY, work)
     return Task.of(built)
 
 
@@ -51,7 +51,7 @@ def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dense_models, "MODELS", (TINY,))
     monkeypatch.setattr(dense, "STATIC_SIZES", (200,))
     out = tmp_path / "dense.json"
-    build(TINY, work, engine="auto")
+    build(TINY, work)
     stamps = (work / "tiny" / "stamps.json").read_bytes()
     sizes = ["1", "200", "5000"]
     dense.main(["--quick", "--sizes", *sizes, "--work", str(work), "--out", str(out)])
@@ -87,7 +87,7 @@ def test_a_module_for_one_shape_gives_the_same_scores(work: Path, task: Task) ->
     from bench.dense_build import build_static
     from serving.engines import load_engine
 
-    built = build(TINY, work, engine="auto")
+    built = build(TINY, work)
     manifest = build_static(built, 50)
     engine = load_engine(built.directory / "static_50", manifest, manifest.targets[0], streams=1)
     try:

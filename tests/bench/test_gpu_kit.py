@@ -14,9 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench.gpu import pack_serve, serve
 from bench.gpu.pack import KitError, pack, refuse_too_large
 from bench.gpu.torch_source import run_with_numpy, torch_source
-from bench.results import Figure, NotMeasured, write_results
+from bench.report.serving import throughput
+from bench.results import Figure, NotMeasured, Results, read_results, write_results
 from mlir_pipeline.errors import CompileError
 from mlir_pipeline.jaxpr import flat_jaxpr
 from tests.bench.conftest import TINY
@@ -82,16 +84,25 @@ def test_runs_with_numpy_and_the_runtime_alone(kit: Path, tmp_path: Path) -> Non
     missing = {m["name"]: m["why"] for m in document["not_measured"]}
     assert missing["tiny/jax"] == "No module named 'jax'"
     assert missing["tiny/torch_compile"] == "No module named 'torch'"
+    assert missing["tiny/onnxruntime"] == "No module named 'onnxruntime'"
     write_results(tmp_path / "other.json", "gpu_dense", "", [])
     other = json.loads((tmp_path / "other.json").read_text())
     assert list(document) == list(other) and document["suite"] == other["suite"]
 
 
-def test_times_jax_on_the_same_requests(kit: Path, tmp_path: Path) -> None:
+def test_times_jax_and_onnx_runtime_on_the_same_requests(kit: Path, tmp_path: Path) -> None:
     done = _run(kit, tmp_path / "gpu.json")
     assert done.returncode == 0, done.stdout + done.stderr
     names = {f["name"] for f in _document(tmp_path / "gpu.json")["figures"]}
-    assert names >= {f"tiny/{e}/{n}" for e in ("jaxrank", "jax") for n in (1, 200, 1000, 5000)}
+    assert names >= {f"tiny/{e}/{n}" for e in ("jaxrank", "jax", "onnxruntime") for n in (1, 200, 1000, 5000)}
+
+
+def test_begins_nothing_after_its_time(kit: Path, tmp_path: Path) -> None:
+    done = _run(kit, tmp_path / "gpu.json", "--seconds", "1e-9")
+    document = _document(tmp_path / "gpu.json")
+    assert done.returncode == 0 and not document["figures"]
+    missing = {m["name"]: m["why"] for m in document["not_measured"]}
+    assert missing["tiny/5000"] == "the time of --seconds was over"
 
 
 def test_refuses_a_broken_module(kit: Path, tmp_path: Path) -> None:
@@ -193,3 +204,53 @@ def test_torch_compiles_the_source(kit: Path) -> None:
     for rows in (1, 200):
         found = run.torch_engine(tiny, "local-sync")(rows)()
         assert run.largest_error(found, tiny.scores[rows]) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def serve_kit(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kits") / "serve"
+    pack_serve.pack([TINY], out, "cpu", work)
+    return out
+
+
+def _serve(kit: Path, out: Path, *arguments: str) -> tuple[int | str | None, Results]:
+    # 2 s: the least that a test machine keeps whatever else runs on it.
+    options = ["--kit", str(kit), "--out", str(out), "--quick", "--slo-ms", "2000", *arguments]
+    with pytest.raises(SystemExit) as ended:
+        serve.main(options)
+    return ended.value.code, read_results(out)
+
+
+def test_serves_a_kit_under_load(serve_kit: Path, tmp_path: Path) -> None:
+    """The suite's figures, so that what reads those reads these."""
+    code, results = _serve(serve_kit, tmp_path / "gpu" / "serve.json")
+    figures = {f.name: f for f in results.figures}
+    assert code == 0 and results.suite == "serve"
+    assert (
+        figures["tiny/throughput/jaxrank"].value > 0
+        and " on cpu, " in figures["tiny/throughput/jaxrank"].note
+    )
+    assert figures["tiny/max_abs_error"].value <= 1e-5 and figures["goodput_at_2x"].value > 0
+    assert [m.name for m in results.not_measured] == ["tiny/throughput/tensorflow"]
+    assert throughput(results)["tiny"]["jaxrank"].value > 0  # as the report reads it
+
+
+def test_says_what_the_server_had_no_time_for(serve_kit: Path, tmp_path: Path) -> None:
+    """And that scores are wrong, and that a server does not start."""
+    code, results = _serve(serve_kit, tmp_path / "late.json", "--seconds", "1e-9")
+    missing = {m.name: m.why for m in results.not_measured}
+    assert code == 0 and missing["tiny/p99/jaxrank"] == "the time of --seconds was over after 0 of 2 rates"
+    assert missing["tiny/goodput/plain/2"] == "the time of --seconds was over"
+    wrong = shutil.copytree(serve_kit, tmp_path / "kit")
+    scores = {n: v + np.float32(1e-4) for n, v in np.load(wrong / "tiny" / "scores.npz").items()}
+    np.savez(wrong / "tiny" / "scores.npz", allow_pickle=False, **scores)
+    code, results = _serve(wrong, tmp_path / "wrong.json")
+    (missing,) = results.not_measured
+    assert code == 1 and "refused: scores differ from TensorFlow's by 1.0e-04" in missing.why
+
+
+def test_the_server_of_a_kit_needs_no_tensorflow() -> None:
+    """On the other machine there is only what `jaxrank serve` needs."""
+    code = "import sys, bench.gpu.serve; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "jax", "flax", "onnx", "matplotlib", "tests"} & set(done.stdout.split())

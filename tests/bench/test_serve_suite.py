@@ -49,7 +49,6 @@ def test_quick_run(work: Path, tmp_path: Path) -> None:
     assert figures["throughput_at_slo_vs_tf"] > 0 and figures["goodput_at_2x"] > 0
     assert figures["goodput_at_2x_degraded"] > 0 and figures["overhead_us_per_request"] > 0
     assert figures["tiny/max_abs_error"] < 1e-5
-    assert out.with_suffix(".png").stat().st_size > 10_000
 
 
 def test_a_model_of_ones_own(work: Path, server: Running, tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_servers_are_compared_before_they_are_measured(work: Path, server: Runni
 @pytest.fixture(scope="module")
 def server(work: Path) -> Iterator[Running]:
     """Our server with the tiny model."""
-    with jaxrank_server({"tiny": build(TINY, work, engine="auto").bundle}) as running:
+    with jaxrank_server({"tiny": build(TINY, work).bundle}) as running:
         yield running
 
 

@@ -3,9 +3,32 @@
 import json
 from pathlib import Path
 
-from bench.results import read_results
+import pytest
+
+from bench.results import Figure, figures_of_this_commit, read_results, write_results
 from serving.allocator import find_jemalloc
 from tests.command_line import jaxrank
+
+
+def test_what_a_suite_has_measured_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same commit, by the same command; of other commits, sizes or sources it is."""
+    commit = "v1"
+    monkeypatch.setattr("bench.results.commit", lambda: commit)
+    path, command = tmp_path / "updates.json", "python -m bench updates"
+    kills = Figure(name="kills_survived", value=7, unit="kills", note="of 7")
+    write_results(path, "updates", f"{command} --out {path}", [kills])
+    known = figures_of_this_commit(path, command)["kills_survived"]
+    assert known.value == 7 and known.note.startswith("of 7 (updates, v1, ")
+    assert not figures_of_this_commit(path, f"{command} --quick")
+    commit = "v2"
+    assert not figures_of_this_commit(path, command)
+    commit = "v1-dirty"
+    assert not figures_of_this_commit(path, command)
+    write_results(path, "updates", command, [kills])
+    assert not figures_of_this_commit(path, command)
+    assert not figures_of_this_commit(tmp_path / "host.json", "python -m bench host")
 
 
 def test_quick_run(tmp_path: Path) -> None:
@@ -31,4 +54,3 @@ def test_quick_run(tmp_path: Path) -> None:
     assert all(figures[name] > 0 for name in wanted)
     of_allocator = {"allocations_per_request", "page_faults_per_1000_requests"}
     assert of_allocator <= set(figures) or not find_jemalloc()
-    assert (tmp_path / "sparse.png").stat().st_size > 10_000

@@ -1,13 +1,10 @@
 """Intervals of medians hold the truth as often as they say, on timings whose distribution is known."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import agree
-from bench.results import Figure, ResultsError, write_results
 from bench.timing import CoresError, Estimate, Timing, interleaved, mean_ratio, overhead, pinned
 
 ROUNDS, PER_ROUND = 12, 3
@@ -88,30 +85,3 @@ def test_a_process_is_pinned_and_let_go() -> None:
     assert os.sched_getaffinity(0) == before
     with pytest.raises(CoresError, match="--cores 1000: this process may use"), pinned(1000):
         pass
-
-
-def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of two figures with bounds one is apart: fewer than 95%. One without bounds says nothing."""
-
-    def figures(value: float) -> list[Figure]:
-        moved = Figure(name="moved", value=value, unit="ms", lo=value - 0.1, hi=value + 0.1)
-        return [
-            moved,
-            Figure(name="same", value=1, unit="ms", lo=0, hi=2),
-            Figure(name="one", value=value, unit="s"),
-        ]
-
-    first, second, other = (tmp_path / f"{name}.json" for name in ("first", "second", "other"))
-    write_results(first, "dense", "", figures(1.0))
-    write_results(second, "dense", "", figures(2.0))
-    write_results(other, "serve", "", figures(1.0))
-    agree.main([str(first), str(first)])
-    assert "2 of 2 figures agree" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        agree.main([str(first), str(second)])
-    assert stopped.value.code == 1
-    assert "moved 1 ms (0.9 to 1.1) and moved 2 ms (1.9 to 2.1)\n1 of 2" in capsys.readouterr().out
-    with pytest.raises(ResultsError, match="not two runs of the same: suite dense and serve"):
-        agree.main([str(first), str(other)])
-    with pytest.raises(ResultsError, match="absent.json: No such file"):
-        agree.main([str(first), str(tmp_path / "absent.json")])

@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench import dense
+from bench import dense, dense_threads
 from bench.dense import largest_error
 from bench.dense_build import Scores
+from bench.dense_threads import Threads
 from bench.user_models import UserModelError, model_name, open_model, take_candidates
 from jaxrank import bundle as files
 from jaxrank.manifest import Signature, TensorSpec
@@ -65,6 +66,24 @@ def test_engines_that_need_the_source_are_listed(ranker_bundle: Path, tmp_path: 
         assert (
             "gone, which the bundle was made of, is not here; give --saved-model" in missing[f"mine/{engine}"]
         )
+
+
+def test_tensorflows_threads_are_tried_before_anything_is_timed(
+    ranker_bundle: Path, ranker_saved_model: Path, tmp_path: Path
+) -> None:
+    """In processes of their own: here TensorFlow runs already. Without TensorFlow's model there is nothing to
+    try."""
+    arguments = [
+        str(ranker_bundle),
+        "--saved-model",
+        str(ranker_saved_model),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    found = dense_threads.fastest(arguments, [Threads(1, 1)])
+    assert found == (Threads(1, 1), "1 intra-op and 1 inter-op threads, the fastest of 1 settings")
+    bundle = _of(ranker_bundle, tmp_path / "mine", "gone")
+    assert not dense_threads._calls(dense.parse([str(bundle), "--work", str(tmp_path / "work")]))
 
 
 def test_a_source_above_the_bundle_is_found(

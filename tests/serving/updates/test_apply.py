@@ -178,7 +178,7 @@ def test_a_killed_apply_leaves_a_bundle_at_one_sequence(write_model: WriteModel,
     shutil.copytree(tmp_path / "0", target)
     deltas = [tmp_path / f"d{n + 1}" for n in range(count)]
     survived = apply_with_kills(target, deltas, lambda: _bundle_sequence(target), kills=kills)
-    assert survived.kills == kills and survived.applied == count
+    assert survived.kills == kills and 0 < survived.applied <= count
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
