@@ -4,7 +4,6 @@ end."""
 import gc
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -59,7 +58,6 @@ from serving.workers import Workers
 log = logging.getLogger("jaxrank")
 
 _ARRIVAL_SECONDS = 0.2
-_SWITCH_SECONDS = 5e-4
 _SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE, INFERENCE_SERVICE, RANKING_SERVICE)
 
 
@@ -388,15 +386,6 @@ class Server:
             self._health.set(service, status)
 
 
-def _let_requests_through() -> None:
-    """Python's part in a request's latency: a thread that computes in Python, as one that loads a model,
-    keeps its lock from those that answer requests for 5 ms at a time by default, and a request needs it
-    dozens of times; and the garbage collector need not look at the program's own modules again and again."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.collect()
-    gc.freeze()
-
-
 def serve(options: ServerOptions) -> bool:
     """Serves until SIGINT or SIGTERM, also while the first models load, then drains. Returns whether every
     request finished within the grace period. Raises `StartError`."""
@@ -410,7 +399,9 @@ def serve(options: ServerOptions) -> bool:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    _let_requests_through()
+    # The garbage collector need not look at the program's own modules again and again.
+    gc.collect()
+    gc.freeze()
     server = Server(options, stopping)
     if not stopping.done():
         if options.member is not None:

@@ -131,6 +131,9 @@ class StreamScheduler:
         waiting = [job]
         if stream is None:
             job.urgency.on_leave(lambda: self._left(*waiting))
+            if job.urgency.deadline != float("inf"):
+                of = job.key, job.urgency.priority
+                job.urgency.on_leave(partial(self._answered, of, job.urgency.deadline))
         remaining = job.urgency.remaining()
         try:
             if not job.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
@@ -338,6 +341,12 @@ class StreamScheduler:
                 known = self._lateness.setdefault((job.key, member.urgency.priority), Lateness())
                 known.observe(now - member.expected)
 
+    def _answered(self, of: tuple[object, int], deadline: float) -> None:
+        """A request that had waited, of a key and a priority, is over."""
+        with self._lock:
+            if (known := self._lateness.get(of)) is not None:
+                known.answered(time.monotonic() >= deadline)
+
     def _refuse_late(self, key: object, urgency: Urgency, rows: int | None) -> float:
         """Seconds that a request is estimated to take; 0 for one that has no deadline."""
         if self._closed:
@@ -351,7 +360,7 @@ class StreamScheduler:
         needed = self._needed(key, urgency, rows)
         # Where nothing waits, the margin does not count: there is always somebody to learn it from.
         late = self._lateness.get((key, urgency.priority)) if self._waiting else None
-        likely = needed + (late.margin if late is not None else 0.0)
+        likely = needed + (late.margin_of(urgency.remaining()) if late is not None else 0.0)
         if likely > urgency.remaining() and not self._is_tried(key):
             raise OverloadedError(
                 f"it would take {likely * 1e3:.0f} ms with the requests before it, and its deadline is in "
