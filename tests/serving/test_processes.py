@@ -100,7 +100,7 @@ def test_numa_nodes_are_divided(tmp_path: Path) -> None:
 def test_a_worker_takes_memory_of_its_node() -> None:
     """Node 0 is there on every machine, and the supervisor goes back to what it had."""
     worker = """
-print(open("/proc/self/numa_maps").read().split()[1], end="\\n", flush=True)
+print(open("/proc/self/numa_maps").read().split()[1] + "\\n", end="", flush=True)
 member.wait_for_others()
 member.serving(when_alone=alone.set)
 alone.wait()
