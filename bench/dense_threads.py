@@ -11,7 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,10 +24,12 @@ from serving.cores import usable_cores
 CORES = usable_cores()
 SIZES = (200, 1000)
 _SEED = 4_900
+_ERROR = "error:"
+"""Begins the answer of a process that cannot make its models; what is wrong with them follows."""
 
 
 class ThreadsError(JaxrankError):
-    """A process in which a setting was tried has ended."""
+    """A process in which a setting was tried has ended: often there is something wrong with a model."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,14 @@ def _trial(threads: Threads, arguments: Sequence[str]) -> Iterator[tuple[int, Ca
     def answer() -> int:
         if not (line := stdout.readline()):
             raise ThreadsError(f"TensorFlow with {threads} ended with status {process.wait()}; see above")
+        if line.startswith(_ERROR):
+            raise ThreadsError(line.removeprefix(_ERROR).strip())
         return int(line)
 
     def run() -> None:
-        stdin.write("\n")
-        stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and `answer` says so
+            stdin.write("\n")
+            stdin.flush()
         answer()
 
     try:
@@ -126,7 +131,11 @@ def main(argv: Sequence[str]) -> None:
 
     import_quietly()
     limit_tensorflow_threads(Threads(int(intra), int(inter)))
-    calls = _calls(dense.parse(arguments))
+    try:
+        calls = _calls(dense.parse(arguments))
+    except JaxrankError as error:
+        print(_ERROR, " ".join(str(error).split()), file=answers, flush=True)
+        raise SystemExit(1) from None
     print(len(calls), file=answers, flush=True)
     for _ in sys.stdin:
         for call in calls:

@@ -166,7 +166,7 @@ def measure(model: DenseModel, bundle: Path, sizes: Sizes, console: Console) -> 
         )
         servers = {"kept": Server(options), "alone": Server(replace(options, state_cache_mb=0.0))}
         clients = {name: PredictClient(server.address) for name, server in servers.items()}
-        in_slices(users, clients, CALLS[0], 1)  # packs the weights
+        in_slices(users, clients, CALLS[0], 1)  # brings the weights into memory
         for calls in CALLS:
             for clock, times in in_slices(users, clients, calls, sizes.rounds).items():
                 add(f"{CANDIDATES}_in_{calls}_{{}}_{clock}", times)

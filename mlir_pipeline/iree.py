@@ -2,6 +2,7 @@
 # pyright: reportAttributeAccessIssue=false
 """IREE modules from lowered StableHLO: the flags of each target, in one place."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from jaxrank.bundle import packed_weights
 from jaxrank.cpu import LEVELS, instruction_sets
 from jaxrank.targets import CPU_TARGETS, HOST_CPU
 from mlir_pipeline.errors import CompileError
-from mlir_pipeline.packing import encoder_flags, pack
+from mlir_pipeline.packing import UnstoredError, encoder_flags, pack
 from mlir_pipeline.passes.program import modules_in_diagnostics
+
+log = logging.getLogger("jaxrank")
 
 CUDA_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89")
 
@@ -107,16 +110,26 @@ def compile_module(module: str, target: IreeTarget, output: Path, weights: Path 
     output.parent.mkdir(parents=True, exist_ok=True)
     compiled, flags = compiler_input(module, target)
     runs_here = target.on_cpu and set(target.instruction_sets) <= instruction_sets()
-    encoder = output.with_suffix(".encoder.mlir") if runs_here and weights and weights.exists() else None
+    encoder = output.with_suffix(".encoder.mlir")
+    archive = weights if weights is not None and weights.exists() and runs_here else None
+    remove_module(output)
     try:
-        splitting = encoder_flags(encoder) if encoder is not None else []
+        splitting = encoder_flags(encoder) if archive is not None else []
         iree_tools.compile_str(compiled, output_file=str(output), extra_args=[*flags, *splitting])
+        if archive is not None and encoder.exists():
+            pack(encoder, flags, archive, output, target.driver)
     except iree_tools.CompilerToolError as error:
-        output.unlink(missing_ok=True)
+        remove_module(output)
         found = modules_in_diagnostics(str(error), module, compiled)
         raise CompileError(f"IREE cannot compile the dense program for {target.name}:\n{found}") from error
-    if encoder is not None and weights is not None:
-        pack(encoder, flags, weights, output, target.driver)
+    except UnstoredError as error:
+        log.warning("%s is packed by whoever loads it: %s", output.name, error)
+        return compile_module(module, target, output)
+    except CompileError:
+        remove_module(output)
+        raise
+    finally:
+        encoder.unlink(missing_ok=True)
     return f"iree {iree_version.VERSION}"
 
 
@@ -129,8 +142,8 @@ def move_module(module: Path, to: Path) -> None:
 
 
 def remove_module(module: Path) -> None:
-    """Removes a compiled module and its archive."""
-    module.unlink()
+    """Removes a compiled module and its archive, where they are."""
+    module.unlink(missing_ok=True)
     packed_weights(module).unlink(missing_ok=True)
 
 

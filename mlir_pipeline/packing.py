@@ -21,6 +21,10 @@ _BYTES = 1
 """IREE's number of a parameter that is stored."""
 
 
+class UnstoredError(Exception):
+    """An encoder makes a parameter that is no bytes in an archive."""
+
+
 def encoder_flags(encoder: Path) -> list[str]:
     """With these, IREE's compiler writes the text of the module's encoder to a file, if there is anything to
     encode, and the module reads the results."""
@@ -35,26 +39,22 @@ def pack(encoder: Path, flags: list[str], weights: Path, module: Path, driver: s
     """Runs an encoder and writes the archive of `module`: `packed_weights(module)`.
 
     Args:
-        encoder: text that `encoder_flags` asked for; it is removed. Without it the module has no archive.
+        encoder: text that `encoder_flags` asked for.
         flags: of the module, without those.
         weights: the archive of the weights as they are.
         driver: of the device that both run on.
 
-    Raises `CompileError`.
+    Raises `CompileError`, and `UnstoredError`.
     """
-    archive, compiled = packed_weights(module), encoder.with_suffix(".vmfb")
-    archive.unlink(missing_ok=True)
-    if not encoder.exists():
-        return
+    compiled = encoder.with_suffix(".vmfb")
     try:
         iree_tools.compile_str(encoder.read_text(), output_file=str(compiled), extra_args=flags)
         values = _encoded(compiled, weights, driver)
-    except (iree_tools.CompilerToolError, RuntimeError, ValueError) as error:
+    except (iree_tools.CompilerToolError, RuntimeError, ValueError, IndexError) as error:
         raise CompileError(f"the weights of {module.name} cannot be packed: {error}") from error
     finally:
-        encoder.unlink()
         compiled.unlink(missing_ok=True)
-    save_archive_file(values, archive)
+    save_archive_file(values, packed_weights(module))
 
 
 def _encoded(compiled: Path, weights: Path, driver: str) -> dict[str, np.ndarray]:
@@ -83,7 +83,7 @@ def _encoded(compiled: Path, weights: Path, driver: str) -> dict[str, np.ndarray
             kind, size = parameter.get_variant(0), parameter.get_variant(3)
             key = bytes(memoryview(parameter.get_as_object(1, rt.VmBuffer))).decode()
             if kind != _BYTES:
-                raise ValueError(f"parameter {key} is of kind {kind}, and only bytes ({_BYTES}) are written")
+                raise UnstoredError(f"its packed {key} is one value again and again")
             values[key] = np.zeros(size, np.uint8)
             made.add_buffer(key, values[key], readable=True, writable=True)
     steps = run("__encode_parameter_steps_all").get_as_list(0)

@@ -9,9 +9,9 @@ reflection have threads of their own, and whoever asks whether the server is rea
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -128,7 +128,8 @@ class Admission(grpc.ServerInterceptor):
                         CALLER.set(self._access.caller_of_call(context))
                 except ServingError as error:
                     self._refuse(context, error)
-                yield from behavior(self._each(messages, context), context)
+                with closing(self._each(messages, context)) as each:
+                    yield from behavior(each, context)
 
         return work
 
@@ -158,7 +159,7 @@ class Admission(grpc.ServerInterceptor):
         finally:
             held.end()
 
-    def _each(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+    def _each(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Generator[Any, None, None]:
         """All messages of a stream. What the first one asks is needed until the end, each other one until
         the next."""
         first, other = held = self._messages.hold(), self._messages.hold()
@@ -203,8 +204,9 @@ class Admission(grpc.ServerInterceptor):
         """Reflection: its thread is free again when a message does not come in time."""
 
         def talk(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._entered(self._reflections, context):
-                yield from behavior(self._each(messages, context), context)
+            each = self._each(messages, context)
+            with self._entered(self._reflections, context), closing(each):
+                yield from behavior(each, context)
 
         talk.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return talk

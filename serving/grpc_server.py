@@ -135,6 +135,11 @@ class Server:
         the tables config."""
         if isinstance(options.models, Path) and not options.models.is_dir():
             raise StartError(f"{options.models} is not a directory; it must hold <model>/<version>/ bundles")
+        if options.max_in_flight_mib < options.max_message_mib:
+            raise StartError(
+                f"--max-in-flight-mib {options.max_in_flight_mib} is less than --max-message-mib "
+                f"{options.max_message_mib}: the largest message could never be taken"
+            )
         self._options, self._stopping = options, stopping or Future()
         self._rest: RestServer | None = None
         self._health_watch: threading.Thread | None = None
@@ -160,11 +165,6 @@ class Server:
             lifecycle=options.lifecycle,
             one_of_many=options.member is not None,
         )
-        if options.max_in_flight_mib < options.max_message_mib:
-            raise StartError(
-                f"--max-in-flight-mib {options.max_in_flight_mib} is less than --max-message-mib "
-                f"{options.max_message_mib}: the largest message could never be taken"
-            )
         messages = MessageBytes(options.max_in_flight_mib << 20)
         self._turns = turns = Turns(options.workers, options.scheduling.max_waiting)
         processes = 1 if options.member is None else options.member.place.count

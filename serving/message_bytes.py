@@ -31,13 +31,15 @@ class MessageBytes:
 
     def _take(self, size: int) -> None:
         with self._lock:
-            if self.held + size > self._most:
-                raise OverloadedError(
-                    f"messages of requests that wait or are answered are {self.held} bytes, and {size} more "
-                    "do not fit (--max-in-flight-mib); try again later, or another replica",
-                    MESSAGE_BYTES,
-                )
-            self.held += size
+            held = self.held
+            if fits := held + size <= self._most:
+                self.held += size
+        if not fits:
+            raise OverloadedError(
+                f"messages of requests that wait or are answered are {held} bytes, and {size} more do not "
+                "fit (--max-in-flight-mib); try again later, or another replica",
+                MESSAGE_BYTES,
+            )
 
     def _give_back(self, size: int) -> None:
         with self._lock:

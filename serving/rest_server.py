@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -283,15 +283,11 @@ class RestServer:
             raise InvalidRequestError(f"the body cannot be read: {error}") from error
         return b"".join(parts)
 
-    async def _work(
-        self,
-        route: Route,
-        request: HttpRequest,
-        deadline: float,
-        caller: Caller | None,
-        over: Callable[[], None],
-    ) -> HttpAnswer:
-        """What the route answers on a worker; `over` is called when that has ended, or does not begin."""
+    @staticmethod
+    def _urgency(
+        request: HttpRequest, deadline: float
+    ) -> tuple[Urgency, threading.Event, list[Callable[[], None]]]:
+        """Also what says that the client left, and what is called then. Raises `InvalidRequestError`."""
         left, told = threading.Event(), list[Callable[[], None]]()
 
         def on_leave(callback: Callable[[], None]) -> None:
@@ -310,23 +306,22 @@ class RestServer:
             routing_key=request.body if key is None else key.encode(errors="surrogateescape"),
         )
         timeline.remarks = urgency.remarks
+        return urgency, left, told
 
-        def run() -> HttpAnswer:
-            try:
-                timeline.api = UNROUTED
-                with calling(caller):
-                    urgency.check()
-                    timeline.api = ""  # the route knows it
-                    answer = route(request, urgency)
-                return replace(answer, headers={**answer.headers, **urgency.remarks})
-            except Exception as error:
-                told = refusal(error)
-                timeline.refused(told.code, told.reason)
-                raise told from None  # `refusal` has logged what it was
-            finally:
-                self._ended(timeline)
-
-        future: Future[HttpAnswer] = self._workers.submit(run)
+    async def _work(
+        self,
+        route: Route,
+        request: HttpRequest,
+        deadline: float,
+        caller: Caller | None,
+        over: Callable[[], None],
+    ) -> HttpAnswer:
+        """What the route answers on a worker; `over` is called when that has ended, or does not begin."""
+        with ExitStack() as refused:
+            refused.callback(over)
+            urgency, left, told = self._urgency(request, deadline)
+            future = self._workers.submit(self._run, route, request, caller, urgency)
+            refused.pop_all()
         future.add_done_callback(lambda _: over())
         try:
             answer = await asyncio.wrap_future(future)
@@ -342,6 +337,23 @@ class RestServer:
                 late = time.monotonic() >= deadline
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 self._refused("deadline" if late else "cancelled", code)
+
+    def _run(self, route: Route, request: HttpRequest, caller: Caller | None, urgency: Urgency) -> HttpAnswer:
+        """On a worker."""
+        timeline = urgency.timeline
+        try:
+            timeline.api = UNROUTED
+            with calling(caller):
+                urgency.check()
+                timeline.api = ""  # the route knows it
+                answer = route(request, urgency)
+            return replace(answer, headers={**answer.headers, **urgency.remarks})
+        except Exception as error:
+            told = refusal(error)
+            timeline.refused(told.code, told.reason)
+            raise told from None  # `refusal` has logged what it was
+        finally:
+            self._ended(timeline)
 
     def _refused(self, reason: str, code: grpc.StatusCode) -> None:
         """Counts a request that no protocol has seen."""

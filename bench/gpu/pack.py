@@ -167,6 +167,8 @@ def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Pat
     if compiled is None:
         raise KitError(f"{built.bundle} has no IREE module for {target}")
     shutil.copy(built.bundle / compiled.module, directory / "module.vmfb")
+    if (packed := files.packed_weights(built.bundle / compiled.module)).exists():  # a CPU's
+        shutil.copy(packed, directory / "module.irpa")
     if files.WEIGHTS in manifest.files:
         shutil.copy(built.bundle / files.WEIGHTS, directory / "weights.irpa")
     requests = _requests(model, built)
@@ -185,7 +187,7 @@ def _pack_model(model: "DenseModel", built: "Built", target: str, directory: Pat
         "outputs": sum(name.startswith("scores_1/") for name in requests),
         "state": len(manifest.state),
         "functions": functions,
-        "weights_scope": files.WEIGHTS_SCOPE,
+        "scopes": {"weights.irpa": files.WEIGHTS_SCOPE, "module.irpa": files.PACKED_SCOPE},
         "tolerance": TOLERANCE,
         "compiler": compiled.compiler,
         "flags": compiled.flags,

@@ -90,12 +90,13 @@ def jaxrank_engine(kit: Kit, device: str) -> Prepare:
     # Reusing buffers saves page faults on the host; IREE 3.13's caching allocator does not suit Vulkan.
     allocators: Any = ["caching"] if device.startswith("local") else None
     hal = rt.get_driver(device).create_default_device(allocators=allocators)
-    modules = []
-    if (kit.directory / "weights.irpa").is_file():
-        parameters = rt.ParameterIndex()
-        parameters.load(str(kit.directory / "weights.irpa"))
-        provider = parameters.create_provider(scope=kit.meta["weights_scope"])
-        modules.append(rt.create_io_parameters_module(instance, provider))
+    providers = []
+    for archive, scope in kit.meta["scopes"].items():
+        if (kit.directory / archive).is_file():
+            parameters = rt.ParameterIndex()
+            parameters.load(str(kit.directory / archive))
+            providers.append(parameters.create_provider(scope=scope))
+    modules = [rt.create_io_parameters_module(instance, *providers)] if providers else []
     module = rt.VmModule.mmap(instance, str(kit.directory / "module.vmfb"))
     context = rt.VmContext(instance, modules=[*modules, rt.create_hal_module(instance, hal), module])
     functions = {}

@@ -52,7 +52,7 @@ class IreeEngine(TowerEngine):
                 # another CPU packs its weights now, which takes long.
                 opened = on.on_each(lambda _: Stream(target.driver, shared))
                 on.on_each(lambda n: load(opened[n]), in_background=target.on_cpu)
-            except (RuntimeError, ValueError, OSError) as error:
+            except (RuntimeError, ValueError, IndexError, OSError) as error:
                 raise BundleError(
                     f"{bundle / target.module} does not run here with the {target.driver} driver: {error}; "
                     f"compile the bundle for this machine (jaxrank compile --target ...)"

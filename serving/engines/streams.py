@@ -29,8 +29,10 @@ class Weights:
         """`archive` is None for a model without weights. Raises `ValueError` or `OSError` where it does not
         open."""
         self.instance = rt.VmInstance()
-        self._archives = {} if archive is None else {archive: _archive(archive)}
         self._given = archive
+        self._archives: dict[tuple[Path, int], rt.ParameterIndex] = {}
+        if archive is not None:
+            self._archive(archive)
         self._lock = threading.Lock()
 
     def of(self, module: Path) -> list[Any]:
@@ -42,17 +44,16 @@ class Weights:
         if (packed := files.packed_weights(module)).exists():
             scopes[packed] = files.PACKED_SCOPE
         with self._lock:
-            for archive in scopes:
-                if archive not in self._archives:
-                    self._archives[archive] = _archive(archive)
-        providers = [self._archives[archive].create_provider(scope=s) for archive, s in scopes.items()]
+            providers = [self._archive(archive).create_provider(scope=s) for archive, s in scopes.items()]
         return [rt.create_io_parameters_module(self.instance, *providers)]
 
-
-def _archive(path: Path) -> rt.ParameterIndex:
-    index = rt.ParameterIndex()
-    index.load(str(path))
-    return index
+    def _archive(self, path: Path) -> rt.ParameterIndex:
+        """Of a file as it is now: a compiler that tries modules puts others in its place."""
+        key = path, path.stat().st_mtime_ns
+        if key not in self._archives:
+            index = self._archives[key] = rt.ParameterIndex()
+            index.load(str(path))
+        return self._archives[key]
 
 
 class Stream:

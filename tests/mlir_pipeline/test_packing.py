@@ -72,6 +72,22 @@ def test_a_module_and_its_archive_stay_together(tmp_path: Path, weights: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["weights.irpa"]
 
 
+def test_an_archive_that_another_took_the_place_of(tmp_path: Path, weights: Path) -> None:
+    """Loaded by what had loaded the one before, as the compiler's stopwatch does."""
+    small = MODULE.replace("300", "100")
+    save_archive_file({"w": WEIGHT[:, :100].copy()}, tmp_path / "small.irpa")
+    compile_module(small, CPU, tmp_path / "m.vmfb", tmp_path / "small.irpa")
+    loaded = Weights(weights)
+    assert loaded.of(tmp_path / "m.vmfb")
+    compile_module(MODULE, CPU, tmp_path / "other.vmfb", weights)
+    move_module(tmp_path / "other.vmfb", tmp_path / "m.vmfb")
+    stream = Stream(CPU.driver, loaded)
+    stream.load(tmp_path / "m.vmfb", ["candidate_tower"])
+    np.testing.assert_array_equal(
+        stream.call("candidate_tower", [ROWS])[0], _scores(tmp_path / "m.vmfb", weights)
+    )
+
+
 def test_a_cpu_that_cannot_run_it_packs_nothing(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Memory of messages is bounded, whatever their number: real clients whose messages do not fit together."""
 
+import gc
 import json
 import socket
 import urllib.error
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.grpc_server import Server, StartError
 from serving.model_config import ModelConfig
-from serving.scheduling import ANY_TIME
+from serving.scheduling import ANY_TIME, PRIORITY
 from serving.wire import predict_pb2, ranking_pb2
 from serving.wire.codec import encode_content
 from serving.wire.reflection import PREDICTION_SERVICE, RANKING_SERVICE
@@ -124,7 +125,7 @@ def test_a_watch_counts_until_its_client_leaves(server: Server, channel: grpc.Ch
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     with pytest.raises(grpc.RpcError, match="more do not fit"):
         health.Check(large, timeout=60)
-    assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+    eventually(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1)
     watch.cancel()
     eventually(lambda: _held(server) == 0)
     with pytest.raises(grpc.RpcError) as unknown:
@@ -145,6 +146,26 @@ def test_a_body_counts_as_it_comes(server: Server, channel: grpc.Channel) -> Non
         with pytest.raises(grpc.RpcError, match="more do not fit"):
             channel.unary_unary(PREDICT)(_predict(LARGE), timeout=60)
     eventually(lambda: _held(server) == 0)
+
+
+def test_a_body_that_no_worker_gets_gives_its_room_back(server: Server) -> None:
+    url = f"http://{server.rest_address}/v1/models/{MODEL}:predict"
+    wrong = urllib.request.Request(url, b" " * MIB, {PRIORITY: "urgent"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(wrong, timeout=60)
+    eventually(lambda: _held(server) == 0)
+
+
+def test_a_slice_that_is_refused_gives_its_room_back(server: Server, channel: grpc.Channel) -> None:
+    """At once: not when the garbage collector comes to its error's frames."""
+    gc.disable()
+    try:
+        with pytest.raises(grpc.RpcError) as refused:
+            next(channel.stream_stream(SLICES)(iter([b"\xff" * MIB]), timeout=60))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        eventually(lambda: _held(server) == 0)
+    finally:
+        gc.enable()
 
 
 def test_the_largest_message_must_fit(models: tuple, start_server: Callable) -> None:

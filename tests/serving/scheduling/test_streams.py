@@ -389,9 +389,9 @@ def test_a_margin_counts_only_where_others_wait() -> None:
         scheduler.run(_job(lambda job, stream: None, urgency=soon))
         lateness = scheduler._lateness["model", 0]
         lateness.observe(1000.0)
-        before = lateness.margin_of(60.0)
+        before = lateness.margin
         scheduler.run(_job(lambda job, stream: None, urgency=soon))
-        assert 60 < lateness.margin_of(60.0) < before
+        assert 60 < lateness.margin < before
         with _busy(scheduler):
             waiting = Started(scheduler, _job(lambda job, stream: None))
             _wait_for(scheduler, 1)
