@@ -150,6 +150,38 @@ def test_calls_of_a_request_run_side_by_side() -> None:
         scheduler.run(_job(begin))
 
 
+def test_a_caller_runs_its_own_calls_while_no_other_request_goes_first() -> None:
+    """Its stream is nobody's meanwhile. One that is more urgent comes during the second of four calls: the
+    stream's own thread runs it, and what is left then."""
+    threads: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def call(stream: int) -> None:
+        threads.append(threading.get_ident())
+        if len(threads) == 2:
+            begun.set()
+            go_on.wait(PATIENCE)
+
+    def begin(job: Job, stream: int) -> None:
+        call(stream)
+        for _ in range(3):
+            job.add(call)
+
+    with _scheduler() as scheduler:
+        own = Started(scheduler, _job(begin))
+        assert begun.wait(PATIENCE)
+        urgent = Started(
+            scheduler,
+            _job(lambda job, stream: threads.append(threading.get_ident()), urgency=Urgency.within(PATIENCE)),
+        )
+        _wait_for(scheduler, 2)  # the job with calls left, and this one
+        go_on.set()
+        urgent.end(), own.end()
+        (stream,) = (thread.ident for thread in scheduler._threads)
+    assert threads[0] == threads[1] != stream
+    assert threads[2:] == [stream] * 3
+
+
 def test_an_urgent_request_overtakes_the_calls_of_a_large_one() -> None:
     order: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
