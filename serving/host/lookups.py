@@ -42,11 +42,6 @@ def open_vocabulary(bundle: Path, vocabulary: Vocabulary) -> KeyLookup:
     """A function from keys to values. Raises `BundleError` if the files do not fit."""
     keys = read_keys(bundle, vocabulary)
     values = _entries(bundle, vocabulary, "values", "value_offsets", vocabulary.value_dtype)
-    if values.shape != (vocabulary.size,) or keys.shape != values.shape:
-        raise BundleError(
-            f"{bundle / vocabulary.file}: {keys.size} keys and {values.size} values, the manifest says "
-            f"{vocabulary.size}"
-        )
     default: Any = vocabulary.default_value
     if isinstance(default, str):
         default = default.encode("utf-8", "surrogateescape")
@@ -76,29 +71,54 @@ def vocabulary_parts(bundle: Path, vocabulary: Vocabulary) -> tuple[Any, Any, An
     """Keys, values and default as the native executor reads them: integers or floats as an array, strings as
     `(text, offsets)`, uint8 and int64. Raises `BundleError`."""
 
-    def part(name: str, offsets: str, dtype: str) -> Any:
-        stored = np.ascontiguousarray(_part(bundle, vocabulary, name))
-        if dtype == "string":
-            return stored, np.ascontiguousarray(_part(bundle, vocabulary, offsets), np.int64)
-        return np.ascontiguousarray(stored, dtype)
-
     default = vocabulary.default_value
     if isinstance(default, str):
         default = default.encode("utf-8", "surrogateescape")
     elif vocabulary.value_dtype == "float32":
         default = float(default)
     return (
-        part("keys", "offsets", vocabulary.key_dtype),
-        part("values", "value_offsets", vocabulary.value_dtype),
+        _stored(bundle, vocabulary, "keys", "offsets", vocabulary.key_dtype),
+        _stored(bundle, vocabulary, "values", "value_offsets", vocabulary.value_dtype),
         default,
     )
 
 
+def _stored(bundle: Path, vocabulary: Vocabulary, part: str, offsets_part: str, dtype: str) -> Any:
+    """`[size]` numbers, or `(text, offsets)`: whoever reads the strings goes where the offsets say. Raises
+    `BundleError`."""
+    stored, size = _part(bundle, vocabulary, part), vocabulary.size
+    text = dtype == "string"
+    if stored.ndim != 1 or not np.can_cast(stored.dtype, np.uint8 if text else dtype, "same_kind"):
+        raise BundleError(
+            f"{bundle / vocabulary.file}.{part}.npy is {stored.dtype}{list(stored.shape)}, and the manifest "
+            f"says {size} of {dtype}"
+        )
+    if not text:
+        if len(stored) != size:
+            raise BundleError(
+                f"{bundle / vocabulary.file}: {len(stored)} {part}, and the manifest says {size}"
+            )
+        return np.ascontiguousarray(stored, dtype)
+    offsets = _part(bundle, vocabulary, offsets_part)
+    if offsets.ndim != 1 or not np.can_cast(offsets.dtype, np.int64, "safe") or len(offsets) != size + 1:
+        raise BundleError(
+            f"{bundle / vocabulary.file}: {part} of {offsets.dtype}{list(offsets.shape)} offsets, and the "
+            f"manifest says {size} of them"
+        )
+    offsets = np.ascontiguousarray(offsets, np.int64)
+    if offsets[0] != 0 or offsets[-1] != len(stored) or (np.diff(offsets) < 0).any():
+        raise BundleError(
+            f"{bundle / vocabulary.file}.{offsets_part}.npy does not cut the {len(stored)} bytes of its "
+            f"{part} into strings; copy the bundle again"
+        )
+    return np.ascontiguousarray(stored, np.uint8), offsets
+
+
 def _entries(bundle: Path, vocabulary: Vocabulary, part: str, offsets_part: str, dtype: str) -> np.ndarray:
-    stored = _part(bundle, vocabulary, part)
+    stored = _stored(bundle, vocabulary, part, offsets_part, dtype)
     if dtype != "string":
         return stored
-    offsets, text = _part(bundle, vocabulary, offsets_part), stored.tobytes()
+    text, offsets = stored[0].tobytes(), stored[1]
     strings = np.empty(len(offsets) - 1, object)
     strings[:] = [text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     return strings

@@ -19,8 +19,9 @@ from tests.serving.tiers.conftest import FiledTable, write_table
 
 ROWS = 6000
 BUDGET = 0.25
-SLACK = 0.25
-"""What a loaded test machine may add to a lookup after its deadline: decoding, and waiting for a core."""
+SLACK = 5.0
+"""What a loaded test machine may add to a lookup after its deadline: decoding, and waiting for a core. A node
+that is waited for is waited for until the test's own time is over."""
 
 
 @pytest.fixture
