@@ -70,6 +70,11 @@ class IreeTarget:
         """Whether it is one of the CPU's."""
         return self.driver.startswith("local")
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether it is a CPU's, and this one has every instruction set that its modules may use."""
+        return self.on_cpu and set(self.instruction_sets) <= instruction_sets()
+
     def with_data_tiling(self) -> "IreeTarget":
         """The same target, with matrices packed into tiles before they are multiplied."""
         return replace(self, flags=(*self.flags, _DATA_TILING))
@@ -109,9 +114,8 @@ def compile_module(module: str, target: IreeTarget, output: Path, weights: Path 
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     compiled, flags = compiler_input(module, target)
-    runs_here = target.on_cpu and set(target.instruction_sets) <= instruction_sets()
     encoder = output.with_suffix(".encoder.mlir")
-    archive = weights if weights is not None and weights.exists() and runs_here else None
+    archive = weights if weights is not None and weights.exists() and target.runs_here else None
     remove_module(output)
     try:
         splitting = encoder_flags(encoder) if archive is not None else []

@@ -13,7 +13,6 @@ from jax.extend import core
 from msgspec.structs import replace
 
 from jaxrank import bundle as files
-from jaxrank.cpu import instruction_sets
 from jaxrank.manifest import Manifest, Program, Target
 from jaxrank.progress import Progress
 from jaxrank.towers import CANDIDATE_TILES
@@ -107,7 +106,7 @@ def compile_target(
     weights = work / files.WEIGHTS
     compiler = compile_module(text, target.with_data_tiling() if tiling.chosen else target, output, weights)
     if target.on_cpu:
-        tunable = set(target.instruction_sets) <= instruction_sets()
+        tunable = target.runs_here
         # One for a target: opening the host program's tables is cheap, and decisions are few.
         stopwatch = functools.cache(lambda: Stopwatch(work, manifest, target.driver))
         if options.data_tiling is None:

@@ -243,10 +243,8 @@ class RestServer:
                     if body is None:
                         limit = self._options.max_body_mib
                         return HttpAnswer(dumps({"error": f"the body is larger than {limit} MiB"}), 413)
-                    # A worker has the body until it ends, also where nobody waits for it any more.
-                    kept = stack.pop_all()
-                asked = HttpRequest(request.method, request.path, request.headers, body)
-                return await self._work(route, asked, deadline, caller, kept.close)
+                    asked = HttpRequest(request.method, request.path, request.headers, body)
+                    return await self._work(route, asked, deadline, caller, stack)
         except TimeoutError:
             raise DeadlineError(
                 f"no answer within {self._options.timeout_seconds:g} s (--rest_api_timeout_in_ms)"
@@ -314,15 +312,14 @@ class RestServer:
         request: HttpRequest,
         deadline: float,
         caller: Caller | None,
-        over: Callable[[], None],
+        held: ExitStack,
     ) -> HttpAnswer:
-        """What the route answers on a worker; `over` is called when that has ended, or does not begin."""
-        with ExitStack() as refused:
-            refused.callback(over)
-            urgency, left, told = self._urgency(request, deadline)
-            future = self._workers.submit(self._run, route, request, caller, urgency)
-            refused.pop_all()
-        future.add_done_callback(lambda _: over())
+        """What the route answers on a worker, which has what is `held` until it ends, also where nobody waits
+        for it any more."""
+        urgency, left, told = self._urgency(request, deadline)
+        future = self._workers.submit(self._run, route, request, caller, urgency)
+        kept = held.pop_all()
+        future.add_done_callback(lambda _: kept.close())
         try:
             answer = await asyncio.wrap_future(future)
             if urgency.afterwards:

@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxrank import bundle as files
 from jaxrank.certificate import load_examples
-from jaxrank.cpu import instruction_sets
 from jaxrank.manifest import Manifest, StateTensor, Target
+from jaxrank.targets import missing_instruction_sets
 from jaxrank.towers import CANDIDATE_TOWER, REQUEST_TOWER
 from mlir_pipeline.errors import CompileError
 
@@ -179,7 +179,7 @@ def _check_runs_here(target: Target) -> None:
         raise ProfileError(
             f"the target {target.name} runs on the engine {target.engine!r}, which IREE's profiler cannot see"
         )
-    missing = set(target.instruction_sets) - instruction_sets()
+    missing = missing_instruction_sets(target)
     if missing:
         raise ProfileError(
             f"the target {target.name} was compiled for a CPU with {', '.join(sorted(missing))}, which this "

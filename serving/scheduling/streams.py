@@ -68,9 +68,8 @@ class StreamScheduler:
 
     On a CPU the threads are pinned, one core for each stream, and a caller whose request goes first runs it
     on its own thread, on the stream of the core that it is on when that one is free: waking another thread
-    takes longer than a small request, and a stream's buffers lie in that core's caches,
-    which makes a request of 200 candidates 3-8% faster. Other streams take calls of that request while it
-    does.
+    takes longer than a small request, and a stream's buffers lie in that core's caches, which makes a request
+    of 200 candidates 3-8% faster. Other streams take calls of that request while it does.
     """
 
     def __init__(self, streams: int, *, on_cpu: bool, options: SchedulingOptions | None = None):
