@@ -418,11 +418,11 @@ class ModelRepository:
                 probation = self._probations.pop(name) and None
             leaving: list[int] = []
             for version in served.keys() - kept:
+                if candidates and not kept:
+                    continue  # what is wanted does not load: what there is goes on, though its files are gone
                 if version not in versions:
                     message = "model %s: version %d is gone; unloaded"
                     log.warning(message, name, version, extra=event(name, version, "END"))
-                elif candidates and not kept:
-                    continue  # what is wanted does not load: what there is goes on
                 elif probation is not None and version == probation.fallback and version in candidates:
                     served[version].standby = True
                     continue

@@ -7,7 +7,7 @@ import numpy as np
 
 from serving.errors import STOPPING, OverloadedError
 from serving.model import Model
-from serving.scheduling import BACKGROUND, Urgency
+from serving.scheduling import PROOF, Urgency
 
 PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
@@ -16,7 +16,7 @@ _PAUSE_SECONDS = 0.05
 def score(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs of a request, whenever the streams have time. Raises what `Model.predict` does; a server
     that is too busy for `PATIENCE_SECONDS` ends it with `DeadlineError` or `OverloadedError`."""
-    urgency = Urgency(time.monotonic() + PATIENCE_SECONDS, BACKGROUND)
+    urgency = Urgency(time.monotonic() + PATIENCE_SECONDS, PROOF)
     while True:
         try:
             return model.predict(inputs, None, urgency)

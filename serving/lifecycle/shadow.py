@@ -18,7 +18,7 @@ import numpy as np
 from serving.errors import DeadlineError, OverloadedError
 from serving.lifecycle.differences import Differences, OutputDifference
 from serving.model import Model
-from serving.scheduling import BACKGROUND, Urgency
+from serving.scheduling import SHADOW, Urgency
 from serving.validation import validate
 
 log = logging.getLogger("jaxrank")
@@ -148,7 +148,7 @@ class Shadow:
                 inputs = validate(sample.inputs, model.manifest.signature, model.manifest.max_candidates)
                 known = {spec.name for spec in model.manifest.signature.outputs}
                 wanted = None if sample.outputs is None else [o for o in sample.outputs if o in known]
-                found = model.predict(inputs, wanted, Urgency(time.monotonic() + SECONDS, BACKGROUND))
+                found = model.predict(inputs, wanted, Urgency(time.monotonic() + SECONDS, SHADOW))
         except (OverloadedError, DeadlineError):
             with self._lock:
                 self._tally(sample).dropped += 1

@@ -10,14 +10,15 @@ from serving.scheduling.jobs import Job
 from serving.scheduling.load import KeyLoad, StreamLoad
 from serving.scheduling.streams import MAX_WAITING, SchedulingOptions, StreamScheduler
 from serving.scheduling.turns import Turns
-from serving.scheduling.urgency import ANY_TIME, BACKGROUND, PRIORITY, Urgency, priority_of
+from serving.scheduling.urgency import ANY_TIME, PRIORITY, PROOF, SHADOW, Urgency, priority_of
 
 __all__ = [
     "ANY_TIME",
-    "BACKGROUND",
     "KeyLoad",
     "MAX_WAITING",
     "PRIORITY",
+    "PROOF",
+    "SHADOW",
     "Job",
     "SchedulingOptions",
     "StreamLoad",

@@ -2,13 +2,22 @@
 
 Fairness is start-time fair queueing (Goyal, Vin, Cheng, 1996) with equal weights: the key that was served the
 least stream time goes next, and one that was idle starts from where the others are: idleness earns nothing.
+A version that is to prove itself goes after all others, except for a share of the stream time that it waited
+through: a server with too much to do must still come to serve the version that replaces what it serves.
 """
 
 import itertools
+import math
 from bisect import insort
 from collections.abc import Iterator
 
 from serving.scheduling.jobs import Job
+from serving.scheduling.urgency import PROOF
+
+PROOF_SHARE = 0.05
+"""Of the stream time, while the requests of a version that is to prove itself wait for it."""
+_PROOF_DUE_SECONDS = 0.01
+"""The most that they may have waited for: they never take more at once."""
 
 _Entry = tuple[int, float, int, Job]
 """Negated priority, deadline, order of arrival, job: entries never compare jobs."""
@@ -21,6 +30,8 @@ class Waiting:
         self._entries: dict[object, list[_Entry]] = {}
         self._count = 0
         self._served: dict[object, float] = {}
+        self._proof_due = 0.0
+        """Stream seconds that are the share of proofs, and that they did not have."""
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -59,12 +70,23 @@ class Waiting:
         """The first job of each key, in the order in which keys go."""
         keys = list(self._entries)
         if len(keys) > 1:
-            keys.sort(key=lambda k: (self._entries[k][0][0], self._served[k]))
+            keys.sort(key=self._rank)
         return (self._entries[key][0][3] for key in keys)
 
-    def charge(self, key: object, seconds: float) -> None:
-        """Stream time that a key was served."""
-        self._served[key] = self._served.get(key, 0.0) + seconds
+    def _rank(self, key: object) -> tuple[float, float]:
+        negated = self._entries[key][0][0]
+        due = negated == -PROOF and self._proof_due > 0
+        return -math.inf if due else negated, self._served[key]
+
+    def charge(self, job: Job, seconds: float) -> None:
+        """Stream time that a job was served."""
+        self._served[job.key] = self._served.get(job.key, 0.0) + seconds
+        proofs = sum(entries[0][0] == -PROOF for entries in self._entries.values())
+        if job.urgency.priority != PROOF:
+            due = self._proof_due + PROOF_SHARE * seconds * (proofs > 0)
+            self._proof_due = min(due, _PROOF_DUE_SECONDS)
+        elif proofs < len(self._entries):  # what nobody else wants is no debt
+            self._proof_due -= seconds
 
     def forget(self, key: object) -> None:
         """Drops what is known of a key whose engine closed."""

@@ -18,7 +18,7 @@ from serving.scheduling.jobs import Call, Job
 from serving.scheduling.lateness import Lateness
 from serving.scheduling.load import KeyLoad, StreamLoad
 from serving.scheduling.order import Waiting
-from serving.scheduling.urgency import BACKGROUND, GONE, LATE, Urgency
+from serving.scheduling.urgency import GONE, LATE, PROOF, Urgency
 
 _T = TypeVar("_T")
 
@@ -293,7 +293,7 @@ class StreamScheduler:
         with self._lock:
             self._free.append(stream)
             del self._running[stream]
-            self._waiting.charge(job.key, seconds)
+            self._waiting.charge(job, seconds)
             job.running -= 1
             job.ran += 1
             job.seconds += seconds
@@ -313,7 +313,7 @@ class StreamScheduler:
                 self._waiting.add(job)
             ended = not (job.calls or job.running or job.done.is_set())
             # What a new version scores to prove itself says little about requests: a single row costs a call.
-            if ended and job.rows and job.urgency.priority > BACKGROUND:
+            if ended and job.rows and job.urgency.priority > PROOF:
                 self._costs.observe(job.key, _rows(job), job.seconds, job.ran)
                 self._observe_end(job, time.monotonic())
             next_call = then(stream)
@@ -350,7 +350,8 @@ class StreamScheduler:
         """Seconds that a request is estimated to take; 0 for one that has no deadline."""
         if self._closed:
             raise OverloadedError("the server is stopping", "stopping")
-        if len(self._waiting) >= self._max_waiting:
+        # A version proves itself with one request at a time.
+        if len(self._waiting) >= self._max_waiting and urgency.priority != PROOF:
             raise OverloadedError(
                 f"{len(self._waiting)} requests wait already; send fewer at once", "queue_full"
             )

@@ -18,8 +18,9 @@ PRIORITY = "jaxrank-priority"
 PRIORITIES: dict[str | bytes, int] = {"low": -1, "normal": 0, "high": 1}
 _LONGEST_SECONDS = 1e6
 
-BACKGROUND = -2
-"""Of what the server asks itself: after every client's request."""
+PROOF, SHADOW = -2, -3
+"""Of what the server asks itself, after every client's request: of a version that is to prove itself, which
+has a share under any load (`order.py`), and of one that is only compared."""
 
 
 @dataclass(frozen=True)

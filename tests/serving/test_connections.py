@@ -23,7 +23,7 @@ from serving.model import Model
 from serving.model_config import ConfigError, ModelConfig, channel_arguments
 from serving.monitoring.ended import Ended
 from serving.rest_server import RestOptions, RestServer
-from serving.scheduling import ANY_TIME, BACKGROUND, SchedulingOptions, Urgency
+from serving.scheduling import ANY_TIME, PROOF, SchedulingOptions, Urgency
 from serving.tls import read_tls, subject_of
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import encode_content
@@ -327,7 +327,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, thr
     def slow(self: Model, inputs: dict, *arguments: object) -> dict:
         urgency = arguments[1] if len(arguments) > 1 else ANY_TIME
         assert isinstance(urgency, Urgency)
-        if urgency.priority == BACKGROUND:  # the server's own check of a new version
+        if urgency.priority == PROOF:  # the server's own check of a new version
             return predict(self, inputs, *arguments)  # type: ignore[arg-type]
         asked.append(float(inputs["x"][0]))
         inside.set()

@@ -15,7 +15,7 @@ from serving.client import PredictClient
 from serving.cores import capacity
 from serving.cpu_target import CpuTarget
 from serving.errors import OverloadedError
-from serving.scheduling import BACKGROUND, Urgency
+from serving.scheduling import PROOF, Urgency
 from tests.serving.scraping import scraped, value
 
 CORES, SHARE = 4.0, 0.7
@@ -121,7 +121,7 @@ def test_background_work_is_counted_while_it_runs() -> None:
 def test_without_a_target_nothing_is_refused() -> None:
     target = CpuTarget(0.001)
     _burn(0.05)
-    target.check(Urgency(priority=BACKGROUND))
+    target.check(Urgency(priority=PROOF))
 
 
 def test_a_server_refuses_beyond_its_target(example_models: Path, start_server: Callable) -> None:

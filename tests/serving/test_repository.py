@@ -111,6 +111,22 @@ def test_a_repaired_version_is_tried_again(
     assert repository.loaded() == {"ranker": 2}
 
 
+def test_a_version_whose_files_are_gone_answers_until_another_does(
+    models_dir: Path, ranker_bundle: Path, repository: ModelRepository
+) -> None:
+    version = models_dir / "ranker" / "2"
+    shutil.copytree(ranker_bundle, version)
+    (version / files.HOST_PROGRAM).write_bytes(b"{}")
+    shutil.rmtree(models_dir / "ranker" / "1")
+    repository.scan()
+    with repository.lend("ranker") as (model, number):
+        assert number == 1 and set(model.predict(REQUEST)) == {"click", "watch"}
+    assert repository.memory("ranker").keys() == {1}
+    shutil.copytree(ranker_bundle, models_dir / "ranker" / "3")
+    repository.scan()
+    assert repository.served_versions("ranker") == [3]
+
+
 @pytest.mark.parametrize("late", [files.HOST_PROGRAM, files.WEIGHTS])
 def test_a_copy_that_is_not_finished(
     models_dir: Path, ranker_bundle: Path, repository: ModelRepository, late: str

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from serving.scheduling.costs import Costs
 from serving.scheduling.jobs import Job
-from serving.scheduling.order import Waiting
-from serving.scheduling.urgency import Urgency
+from serving.scheduling.order import PROOF_SHARE, Waiting
+from serving.scheduling.urgency import PROOF, SHADOW, Urgency
 
 
 def _job(key: str, deadline: float = math.inf, priority: int = 0) -> Job:
@@ -33,7 +33,7 @@ def test_a_keys_jobs_go_by_priority_deadline_and_arrival(urgencies: list[tuple[i
 
 def test_priority_goes_before_fairness() -> None:
     waiting, low, high = Waiting(), _job("served little"), _job("served much", priority=1)
-    waiting.charge("served much", 9.0)
+    waiting.charge(_job("served much"), 9.0)
     waiting.add(low)
     waiting.add(high)
     assert _first(waiting) is high
@@ -48,7 +48,7 @@ def test_keys_share_the_time_whatever_their_calls_take(seconds: list[float], rou
         waiting.add(_job(key, deadline=float(key)))
     for _ in range(rounds):
         key = str(_first(waiting).key)
-        waiting.charge(key, seconds[int(key)])
+        waiting.charge(_job(key), seconds[int(key)])
         served[key] += seconds[int(key)]
     assert max(served.values()) - min(served.values()) <= 2 * max(seconds) + 1e-9
 
@@ -57,10 +57,30 @@ def test_idleness_earns_nothing() -> None:
     """One that comes back after a while does not keep the others waiting for as long as it was away."""
     waiting, busy, back = Waiting(), _job("busy"), _job("back")
     waiting.add(busy)
-    waiting.charge("busy", 100.0)
+    waiting.charge(busy, 100.0)
     waiting.add(back)
-    waiting.charge("back", 0.5)
+    waiting.charge(back, 0.5)
     assert _first(waiting) is busy
+
+
+@given(st.floats(0.0001, 0.02), st.floats(0.0001, 0.02), st.booleans())
+def test_a_version_that_proves_itself_has_a_share(call: float, proof: float, idle_before: bool) -> None:
+    """Of the time that others want, whatever the calls take and however long it had all of the time before; a
+    version that is only compared has none."""
+    waiting, spent = Waiting(), {"clients": 0.0, "proof": 0.0, "shadow": 0.0}
+    proving, seconds = _job("proof", priority=PROOF), {"clients": call, "proof": proof, "shadow": 0.001}
+    waiting.add(proving)
+    if idle_before:
+        waiting.charge(proving, 100.0)
+    waiting.add(_job("clients"))
+    waiting.add(_job("shadow", priority=SHADOW))
+    while spent["clients"] < 2.0:
+        job = _first(waiting)
+        waiting.charge(job, seconds[str(job.key)])
+        spent[str(job.key)] += seconds[str(job.key)]
+    share = spent["proof"] / (spent["proof"] + spent["clients"])
+    assert not spent["shadow"]
+    assert abs(share - PROOF_SHARE / (1 + PROOF_SHARE)) < 0.02
 
 
 def test_costs_follow_what_ran() -> None:
