@@ -28,13 +28,16 @@ class Digests:
         known = self._known.get(_identity(status))
         if known is not None:
             return known
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            self.hashed_bytes += file.tell()
-            after = os.fstat(file.fileno())
+        digest, after = self._compute(path)
+        self.hashed_bytes += after.st_size
         if _identity(after) == _identity(status) and status.st_mtime < start - _SETTLED_SECONDS:
             self._known[_identity(status)] = digest
         return digest
+
+    def _compute(self, path: Path) -> tuple[str, os.stat_result]:
+        """And what the file system says of the file afterwards."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno())
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

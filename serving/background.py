@@ -2,12 +2,17 @@
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from jaxrank.digests import Digests
+from serving import sha256_process
 
 log = logging.getLogger("jaxrank")
 
@@ -17,7 +22,8 @@ T = TypeVar("T")
 NICENESS = 10
 """Added to that of the process. A core that requests keep busy then gives such a thread a tenth of its
 time."""
-
+_LARGE = 4 << 20
+"""Bytes of a file that takes longer to hash than a process to start."""
 
 _running: dict[int, float] = {}
 """CPU clocks of the threads that are in `low`, and their seconds when they entered."""
@@ -36,8 +42,7 @@ def low(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     global _ended_seconds
     if sys.platform != "linux":
         return work(*args, **kwargs)
-    niceness = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS, 19)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _niceness())
     clock = time.pthread_getcpuclockid(threading.get_ident())
     began = time.clock_gettime(clock)
     with _lock:
@@ -48,6 +53,28 @@ def low(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with _lock:
             del _running[clock]
             _ended_seconds += time.clock_gettime(clock) - began
+
+
+class BackgroundDigests(Digests):
+    """Those of large files are computed by processes of a lower priority. A thread would take Python's lock
+    between the pieces of a file, and whoever waits for the lock waits until such a thread runs again."""
+
+    def _compute(self, path: Path) -> tuple[str, os.stat_result]:
+        """Raises `OSError`."""
+        before = path.stat()
+        if before.st_size < _LARGE:
+            return super()._compute(path)
+        arguments = (str(os.getpid()), str(_niceness()), str(path))
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", sha256_process.__file__, *arguments], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise OSError(done.stderr.strip() or f"the process that read it ended with {done.returncode}")
+        return done.stdout.strip(), path.stat()
+
+
+def _niceness() -> int:
+    return min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS, 19)
 
 
 def in_background(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -165,6 +165,8 @@ def refusal(error: Exception) -> ServingError:
 
 
 def _fit(message: str) -> str:
+    if len(message) <= _MAX_MESSAGE and message.isascii() and message.isprintable() and "%" not in message:
+        return message
     size = 0
     for end, character in enumerate(message):
         size += 1 if " " <= character <= "~" and character != "%" else len(quote(character, errors="replace"))

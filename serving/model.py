@@ -11,7 +11,7 @@ from jaxrank import bundle as files
 from jaxrank.host_program import HostProgram
 from jaxrank.manifest import Manifest, Target, TensorSpec
 from jaxrank.targets import HOST_CPU, choose_target
-from serving.background import in_background
+from serving.background import BackgroundDigests, in_background
 from serving.engines import BatchEngine, Engine, ScheduledEngine, StreamSchedulers, load_engine
 from serving.errors import UnsupportedError
 from serving.host import HostProgramRunner
@@ -92,7 +92,7 @@ class Model:
         what this CPU lacks; `TierError` for a table that its store does not give.
         """
         elsewhere = frozenset() if tiers is None else tiers.placed_files(name, files.read_manifest(bundle))
-        manifest = in_background(files.verify, bundle, elsewhere=elsewhere)
+        manifest = in_background(files.verify, bundle, BackgroundDigests(), elsewhere)
         tiered = {} if tiers is None else tiers.open_tables(name, manifest)
         try:
             host = HostProgramRunner(bundle, manifest, tiered, in_parts=states is not None, memory=memory)

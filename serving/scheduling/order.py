@@ -2,8 +2,8 @@
 
 Fairness is start-time fair queueing (Goyal, Vin, Cheng, 1996) with equal weights: the key that was served the
 least stream time goes next, and one that was idle starts from where the others are: idleness earns nothing.
-A version that is to prove itself goes after all others, except for a share of the stream time that it waited
-through: a server with too much to do must still come to serve the version that replaces what it serves.
+A version that is to prove itself goes after all others, except for a share of the stream time: a server with
+too much to do must still come to serve the version that replaces what it serves.
 """
 
 import itertools
@@ -15,9 +15,10 @@ from serving.scheduling.jobs import Job
 from serving.scheduling.urgency import PROOF
 
 PROOF_SHARE = 0.05
-"""Of the stream time, while the requests of a version that is to prove itself wait for it."""
-_PROOF_DUE_SECONDS = 0.01
-"""The most that they may have waited for: they never take more at once."""
+"""Of the stream time, for the requests of versions that are to prove themselves while others come."""
+_LEAST_DUE, _MOST_DUE = -0.2, 0.01
+"""Stream seconds: what they took while nobody else wanted it is forgotten beyond the first, and what they did
+not take beyond the second."""
 
 _Entry = tuple[int, float, int, Job]
 """Negated priority, deadline, order of arrival, job: entries never compare jobs."""
@@ -26,16 +27,28 @@ _Entry = tuple[int, float, int, Job]
 class Waiting:
     """Jobs that have calls to give. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int) -> None:
+        """For so many streams."""
+        self._streams = streams
         self._entries: dict[object, list[_Entry]] = {}
-        self._count = 0
+        self._count = self._background = 0
         self._served: dict[object, float] = {}
-        self._proof_due = 0.0
-        """Stream seconds that are the share of proofs, and that they did not have."""
+        self._due, self._due_at = 0.0, 0.0
+        """Stream seconds that are the share of proofs and that they did not have, and when that was so."""
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def clients(self) -> int:
+        """Jobs of clients' requests."""
+        return self._count - self._background
+
+    @property
+    def background(self) -> int:
+        """Jobs of the server's own requests."""
+        return self._background
 
     def __iter__(self) -> Iterator[Job]:
         """Each key's jobs, the most urgent first."""
@@ -50,6 +63,7 @@ class Waiting:
         entry = -job.urgency.priority, job.urgency.deadline, next(self._numbers), job
         insort(self._entries[job.key], entry)
         self._count += 1
+        self._background += job.urgency.priority <= PROOF
 
     def remove(self, job: Job) -> None:
         """Takes a job out; nothing happens if it is not in."""
@@ -58,6 +72,7 @@ class Waiting:
             if entry[3] is job:
                 del self._entries[job.key][number]
                 self._count -= 1
+                self._background -= job.urgency.priority <= PROOF
                 break
         if not entries:
             self._entries.pop(job.key, None)
@@ -66,29 +81,34 @@ class Waiting:
         """A key's jobs, the most urgent first."""
         return (entry[3] for entry in self._entries.get(key, ()))
 
-    def in_order(self) -> Iterator[Job]:
+    def in_order(self, now: float) -> Iterator[Job]:
         """The first job of each key, in the order in which keys go."""
         keys = list(self._entries)
         if len(keys) > 1:
-            keys.sort(key=self._rank)
+            first = -PROOF if self.is_proof_due(now) else None
+
+            def rank(key: object) -> tuple[float, float]:
+                negated = self._entries[key][0][0]
+                return -math.inf if negated == first else negated, self._served[key]
+
+            keys.sort(key=rank)
         return (self._entries[key][0][3] for key in keys)
 
-    def _rank(self, key: object) -> tuple[float, float]:
-        negated = self._entries[key][0][0]
-        due = negated == -PROOF and self._proof_due > 0
-        return -math.inf if due else negated, self._served[key]
+    def is_proof_due(self, now: float) -> bool:
+        """Whether the next call is of a version that is to prove itself, if one waits."""
+        due = self._due + PROOF_SHARE * self._streams * (now - self._due_at)
+        self._due, self._due_at = min(due, _MOST_DUE), now
+        return due > 0
 
     def charge(self, job: Job, seconds: float) -> None:
         """Stream time that a job was served."""
         self._served[job.key] = self._served.get(job.key, 0.0) + seconds
-        proofs = sum(entries[0][0] == -PROOF for entries in self._entries.values())
-        if job.urgency.priority != PROOF:
-            due = self._proof_due + PROOF_SHARE * seconds * (proofs > 0)
-            self._proof_due = min(due, _PROOF_DUE_SECONDS)
-        elif proofs < len(self._entries):  # what nobody else wants is no debt
-            self._proof_due -= seconds
+        if job.urgency.priority == PROOF:
+            self._due = max(self._due - seconds, _LEAST_DUE)
 
     def forget(self, key: object) -> None:
         """Drops what is known of a key whose engine closed."""
-        self._count -= len(self._entries.pop(key, ()))
+        entries = self._entries.pop(key, ())
+        self._count -= len(entries)
+        self._background -= sum(-entry[0] <= PROOF for entry in entries)
         self._served.pop(key, None)

@@ -32,6 +32,10 @@ MAX_SHARED_REQUESTS = 64
 MAX_WAITING = 4096
 """Of `SchedulingOptions.max_waiting`: each request waits on a thread."""
 
+_QUIET_SECONDS = 0.05
+"""After a client's request, in which a version that is to prove itself takes its share only: a call that runs
+is not interrupted for the next request."""
+
 _HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 # The core that a thread runs on; `PyDLL` keeps the GIL for a call of nanoseconds.
 _current_core = ctypes.PyDLL(None).sched_getcpu if _HAS_AFFINITY else None
@@ -83,7 +87,9 @@ class StreamScheduler:
         self._wake = [threading.Condition(self._lock) for _ in range(streams)]
         self._free = list(range(streams))
         """Streams that run nothing; the one that was used last is last."""
-        self._waiting, self._costs, self._closed = Waiting(), Costs(), False
+        self._waiting, self._costs, self._closed = Waiting(streams), Costs(), False
+        self._quiet_at = 0.0
+        """When clients have sent nothing for a while."""
         self._lateness: dict[tuple[object, int], Lateness] = {}
         """By key and priority: who is overtaken is late by another measure than those who overtake."""
         self._running: dict[int, tuple[Job, float]] = {}
@@ -114,7 +120,9 @@ class StreamScheduler:
             job.arrived = time.monotonic()
             job.expected = job.arrived + needed
             stream = None
-            if not self._waiting and not self._is_delayed(job, job.arrived):
+            if job.urgency.priority > PROOF:
+                self._quiet_at = job.arrived + _QUIET_SECONDS
+            if not self._waiting.clients and not self._is_delayed(job, job.arrived):
                 stream = self._nearest()
             if stream is None:
                 self._waiting.add(job)
@@ -141,6 +149,11 @@ class StreamScheduler:
         if stream is None and job.rows and job.urgency.deadline != float("inf"):
             job.urgency.afterwards.append(partial(self._answered, (job.key, job.urgency.priority), job.ended))
         return job.result()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether requests wait for a stream."""
+        return self._waiting.clients > 0
 
     def load(self) -> StreamLoad:
         """Its state now."""
@@ -204,8 +217,7 @@ class StreamScheduler:
                     while (taken := self._take(stream)) is None:
                         if self._closed:
                             return
-                        delayed = self._waiting and self._max_delay
-                        self._wake[stream].wait(self._max_delay if delayed else None)
+                        self._wake[stream].wait(self._longest_delay())
             taken = self._execute(*taken, stream, then=self._take)
 
     def _take(self, stream: int) -> tuple[Job, Call] | None:
@@ -214,7 +226,7 @@ class StreamScheduler:
             return None  # lent to a caller
         while self._waiting:
             now = time.monotonic()
-            for first in self._waiting.in_order():
+            for first in self._waiting.in_order(now):
                 job = next((j for j in self._waiting.of(first.key) if not self._is_delayed(j, now)), None)
                 if job is not None:
                     break
@@ -228,8 +240,9 @@ class StreamScheduler:
     def _own(self, job: Job, stream: int) -> Call | None:
         """The next call of a job for the stream that its caller holds; None where there is none, or another
         job goes before it."""
-        first = next(self._waiting.in_order(), None)
-        if first is not job or self._give_up(job, time.monotonic()):
+        now = time.monotonic()
+        first = next(self._waiting.in_order(now), None)
+        if first is not job or self._give_up(job, now):
             return None
         self._free.remove(stream)
         return self._next(job, stream)
@@ -239,7 +252,7 @@ class StreamScheduler:
         if not all(m.urgency.deadline <= now or m.urgency.left() for m in job.members):
             return False
         self._waiting.remove(job)
-        late = job.urgency.deadline <= now
+        late = job.urgency.is_late()
         if late:
             self._observe_end(job, now)
         job.fail(DeadlineError(LATE) if late else CancelledError(GONE))
@@ -324,11 +337,21 @@ class StreamScheduler:
         return next_call
 
     def _is_delayed(self, job: Job, now: float) -> bool:
-        """Whether a job still waits for others to share its call."""
+        """Whether a job still waits for others to share its call, or for clients to be quiet."""
+        if job.urgency.priority == PROOF:
+            return now < self._quiet_at and not self._waiting.is_proof_due(now)
         if not self._max_delay or not job.shared_rows or job.started:
             return False
         late = min(job.arrived + self._max_delay, job.urgency.deadline - 2 * self._costs.seconds(job.key))
         return now < late and sum(j.shared_rows for j in self._sharing(job.key)) < self._max_shared_rows
+
+    def _longest_delay(self) -> float | None:
+        """Seconds after which a job that is delayed may no longer be; None where none is."""
+        delays = (
+            self._max_delay * (self._waiting.clients > 0),
+            _QUIET_SECONDS * (self._waiting.background > 0),
+        )
+        return min(filter(None, delays), default=None)
 
     def _sharing(self, key: object) -> Iterator[Job]:
         return (job for job in self._waiting.of(key) if job.shared_rows and not job.started)

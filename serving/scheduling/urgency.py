@@ -17,6 +17,8 @@ PRIORITY = "jaxrank-priority"
 
 PRIORITIES: dict[str | bytes, int] = {"low": -1, "normal": 0, "high": 1}
 _LONGEST_SECONDS = 1e6
+_WAY_SECONDS = 0.1
+"""That a request may take to be read by a server with much to do."""
 
 PROOF, SHADOW = -2, -3
 """Of what the server asks itself, after every client's request: of a version that is to prove itself, which
@@ -79,10 +81,15 @@ class Urgency:
 
     def check(self) -> None:
         """Raises `DeadlineError` or `CancelledError` when an answer would come too late."""
-        if self.remaining() <= 0:
+        if self.is_late():
             raise DeadlineError(LATE)
         if self.left():
             raise CancelledError(GONE)
+
+    def is_late(self) -> bool:
+        """Whether the deadline has passed. A client that leaves just before it left because of it: it counts
+        from when it sent the request, and the server from when it came."""
+        return self.remaining() <= (_WAY_SECONDS if self.left() else 0.0)
 
 
 ANY_TIME = Urgency()

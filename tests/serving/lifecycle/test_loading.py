@@ -1,7 +1,10 @@
 """What a version must do before it is served: real servers, real bundles, some of them broken."""
 
+import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from serving.background import NICENESS, in_background
+from serving import sha256_process
+from serving.background import NICENESS, BackgroundDigests, in_background
 from serving.client import PredictClient
 from serving.engines import StreamSchedulers
 from serving.errors import OverloadedError
@@ -190,6 +194,25 @@ def test_a_version_beyond_the_memory_limit(tmp_path: Path, add_version: AddVersi
     limited.load(refused)
     assert limited.loaded() == {refused: 1}
     limited.close()
+
+
+def test_large_files_are_hashed_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lower priority, which ends with its parent; what it cannot read is an error that says why."""
+    file, niceness = tmp_path / "large", os.getpriority(os.PRIO_PROCESS, 0)
+    file.write_bytes(os.urandom(5 << 20))
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert BackgroundDigests().of(file) == expected
+    assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
+
+    def ran(parent: int, path: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-I", "-S", sha256_process.__file__, str(parent), "19", str(path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert ran(os.getpid(), file).stdout.strip() == expected
+    orphan, unread = ran(os.getpid() + 1, file), ran(os.getpid(), tmp_path)
+    assert orphan.returncode and not orphan.stdout
+    assert unread.returncode and "Is a directory" in unread.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads have no niceness of their own here")
