@@ -19,12 +19,11 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from serving.auth import CALLER, Access
-from serving.data_plane import DataPlane
 from serving.errors import InvalidRequestError, OverloadedError, ServingError
 from serving.message_bytes import MessageBytes
 from serving.monitoring.ended import Ended
-from serving.monitoring.timeline import MODEL_CALLS, UNROUTED, Timeline
-from serving.protocols.grpc_calls import abort, urgency_of
+from serving.monitoring.timeline import UNROUTED, Timeline
+from serving.protocols.grpc_calls import abort
 from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE
 
 MESSAGE_SECONDS = 10.0
@@ -60,13 +59,10 @@ class Admission(grpc.ServerInterceptor):
         access: Access | None,
         ended: Ended,
         messages: MessageBytes,
-        data_plane: DataPlane,
         message_seconds: float = MESSAGE_SECONDS,
     ):
         """So many `calls` are taken at once, beside probes and the streams of health checking and reflection.
-        `access` is None where everybody may do everything. `ended` is told of calls that are refused.
-        `data_plane` is asked whether it would answer a call whatever its message is."""
-        self._data_plane = data_plane
+        `access` is None where everybody may do everything. `ended` is told of calls that are refused."""
         self._access, self._ended, self._messages = access, ended, messages
         self._arrivals = _Arrivals(message_seconds)
         self._calls, self._probes = _Room(calls, "calls"), _Room(PROBES, "calls of this kind")
@@ -103,16 +99,13 @@ class Admission(grpc.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._streaming(handler.stream_stream), *coding)
         if service != health.SERVICE_NAME:
             room = self._probes if method in _PROBES else self._calls
-            work = self._working(handler.unary_unary, room, method)
+            work = self._working(handler.unary_unary, room, method in _OPEN)
             return grpc.stream_unary_rpc_method_handler(work, *coding)
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._watching(handler.unary_stream), *coding)
         return grpc.stream_unary_rpc_method_handler(self._checking(handler.unary_unary), *coding)
 
-    def _working(self, behavior: Any, room: "_Room", method: str) -> Any:
-        is_open, name = method in _OPEN, method.rpartition("/")[2]
-        runs_model = name in MODEL_CALLS
-
+    def _working(self, behavior: Any, room: "_Room", is_open: bool) -> Any:
         def work(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with self._entered(room, context):
                 try:
@@ -120,12 +113,6 @@ class Admission(grpc.ServerInterceptor):
                         CALLER.set(self._access.caller_of_call(context))
                 except ServingError as error:
                     self._refuse(context, error)
-                if runs_model and self._data_plane.repository.is_behind():
-                    timeline = Timeline("GRPC", name)
-                    try:
-                        self._data_plane.refuse_early(urgency_of(context, timeline))
-                    except ServingError as error:
-                        self._refuse(context, error, timeline)
                 with self._first(messages, context) as message:
                     return behavior(message, context)
 
@@ -187,10 +174,8 @@ class Admission(grpc.ServerInterceptor):
             first.end()
             other.end()
 
-    def _refuse(
-        self, context: grpc.ServicerContext, error: ServingError, timeline: Timeline | None = None
-    ) -> NoReturn:
-        timeline = timeline or Timeline("GRPC", UNROUTED)
+    def _refuse(self, context: grpc.ServicerContext, error: ServingError) -> NoReturn:
+        timeline = Timeline("GRPC", UNROUTED)
         timeline.refused(error.code, error.reason)
         self._ended(timeline)
         abort(context, error)

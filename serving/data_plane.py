@@ -14,14 +14,7 @@ from jaxrank.manifest import Manifest, Signature
 from serving.auth import charge, require
 from serving.cpu_target import CpuTarget
 from serving.degradation import DEGRADATION, Degradation, DegradedModel
-from serving.errors import (
-    DeadlineError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    ModelUnavailableError,
-    OverloadedError,
-    StateVersionError,
-)
+from serving.errors import InvalidRequestError, StateVersionError
 from serving.host.program import count_candidates
 from serving.lifecycle.rollback import fault_in, fault_of
 from serving.lifecycle.shadow import Sample, Shadow
@@ -38,8 +31,6 @@ T = TypeVar("T")
 
 VERSION = "jaxrank-version"
 """Remark with the version that answered."""
-_FEW_MODELS = 8
-"""Which are all asked whether they would refuse a request, before it is read whose it is."""
 
 
 @dataclass(frozen=True)
@@ -152,35 +143,6 @@ class DataPlane:
                     self._shadow(ref.name, version, work, outputs, urgency)
         urgency.remarks[VERSION] = str(version)
         return answer
-
-    def refuse_early(self, urgency: Urgency) -> None:
-        """Raises `OverloadedError` or `DeadlineError` where every model would refuse an average request:
-        before its message is read, which costs as much as the rest of a refusal. Names the model on the
-        timeline where there is one only."""
-        served = self.repository.loaded()
-        if len(served) > _FEW_MODELS:
-            return
-        refused: OverloadedError | DeadlineError | None = None
-        for name in served:
-            try:
-                with self._lent(ModelRef(name), urgency) as (model, _):
-                    if self.degradation is None:
-                        model.refuse_late(urgency)
-                    else:
-                        self.degradation.refuse_late(name, model, urgency)
-                return
-            except (OverloadedError, DeadlineError) as error:
-                refused = error
-            except (ModelNotFoundError, ModelUnavailableError):
-                return  # it went just now: the request says whether it is for that one
-        if refused is None:
-            return
-        if len(served) > 1:
-            urgency.timeline.model, urgency.timeline.version = "", 0
-        if self.degradation is not None:
-            for name in served:
-                self.degradation.missed(name)
-        raise refused
 
     def prepare(
         self, ref: ModelRef, urgency: Urgency, decode: Callable[[Manifest], Mapping[str, np.ndarray]]

@@ -193,7 +193,7 @@ class Server:
         size = options.max_message_mib << 20
         self._access = None if options.auth_config is None else Access(options.auth_config)
         self._admission = Admission(
-            turns.most + IDLE_CALLS, self._access, ended, messages, data_plane, options.message_seconds
+            turns.most + IDLE_CALLS, self._access, ended, messages, options.message_seconds
         )
         # Threads come when they are needed: for gRPC's calls, and for HTTP's requests.
         self._workers = Workers(self._admission.threads + turns.most + PROBES)

@@ -206,10 +206,6 @@ class ModelRepository:
         with self._lock:
             return {(n, v): s for n in self._statuses.names() for v, s in self._statuses.of(n).items()}
 
-    def is_behind(self) -> bool:
-        """Whether requests wait for a device."""
-        return self._schedulers.are_behind()
-
     def loads(self) -> dict[str, StreamLoad]:
         """How busy each device is, by its driver."""
         return self._schedulers.loads()

@@ -69,16 +69,6 @@ class Degradation:
             with governed.answering(model, urgency) as answering:
                 yield answering
 
-    def refuse_late(self, name: str, model: Model, urgency: Urgency) -> None:
-        """As `Model.refuse_late`, for what would answer at the model's level."""
-        governed = self._governed.get(name)
-        (model if governed is None else governed.degraded(model, governed.level)).refuse_late(urgency)
-
-    def missed(self, name: str) -> None:
-        """A request was refused that might have been to a model of that name."""
-        if (governed := self._governed.get(name)) is not None:
-            governed.missed()
-
     def check(self) -> None:
         """Raises `DegradationError` for a step that does not fit a model that is served now. Versions that
         come later are looked at by their requests."""
@@ -143,30 +133,24 @@ class _Governed:
         self._name, self._lend, self._fixed = name, lend, steps.fixed_level
         self._reductions = reductions(steps)
         self._controller = Controller(len(steps.steps), steps.queue_ms / 1e3)
-        self.level = steps.fixed_level or 0
+        self._level = steps.fixed_level or 0
         self._tally = Tally(name)
         self._last = (0, 0)
         self._load: dict[str, KeyLoad] = {}
 
     @contextmanager
     def answering(self, model: Model, urgency: Urgency) -> Iterator[DegradedModel]:
-        level = self.level
+        level = self._level
         try:
-            yield self.degraded(model, level)
+            yield DegradedModel(model, level, self._reductions[level], self._lend, self._tally)
         except (DeadlineError, OverloadedError) as error:
             if error.reason != QUOTA:  # that says nothing of the server
-                self.missed()
+                self._tally.count(missed=1)
             raise
         self._tally.answered(level if DEGRADATION in urgency.remarks else 0)
 
-    def degraded(self, model: Model, level: int) -> DegradedModel:
-        return DegradedModel(model, level, self._reductions[level], self._lend, self._tally)
-
-    def missed(self) -> None:
-        self._tally.count(missed=1)
-
     def quality(self) -> Quality:
-        return self._tally.quality(self.level, self._controller.changes)
+        return self._tally.quality(self._level, self._controller.changes)
 
     def check(self) -> None:
         """Raises `DegradationError`."""
@@ -194,13 +178,13 @@ class _Governed:
         if self._fixed is not None:
             return
         level = self._controller.update(seen)
-        if level != self.level:
+        if level != self._level:
             log.info(
                 "model %s: degradation level %d to %d (%.0f requests/s, %d missed, %.0f ms queue, %d%% busy)",
-                self._name, self.level, level, seen.rate, seen.missed, seen.queue_s * 1e3,
+                self._name, self._level, level, seen.rate, seen.missed, seen.queue_s * 1e3,
                 100 * seen.utilisation,
             )  # fmt: skip
-        self.level = level
+        self._level = level
 
     def _observed(self, interval: _Interval) -> Observed:
         totals = self._tally.totals()

@@ -114,10 +114,6 @@ class StreamSchedulers:
                 )
             return self._schedulers[device]
 
-    def are_behind(self) -> bool:
-        """Whether requests wait for any device."""
-        return any(scheduler.is_behind for scheduler in list(self._schedulers.values()))
-
     def loads(self) -> dict[str, StreamLoad]:
         """How busy each device is: "cpu", or by its driver."""
         with self._lock:

@@ -66,7 +66,7 @@ def _answer(
     def run(data: bytes, context: grpc.ServicerContext) -> bytes:
         client = _Client(context, workers)
         with _accounted(context, Timeline("GRPC", api), ended) as timeline:
-            urgency = urgency_of(context, timeline, client, data)
+            urgency = _urgency(context, client, timeline, data)
             urgency.check()
             answer = method(data, urgency)
             if urgency.afterwards:
@@ -88,7 +88,7 @@ def _answers(
         with ExitStack() as stack:
             while (data := _next_or_none(messages)) is not None:
                 with _accounted(context, Timeline("GRPC", name), ended) as timeline:
-                    urgency = urgency_of(context, timeline, client, data)
+                    urgency = _urgency(context, client, timeline, data)
                     urgency.check()
                     if answer is None:  # the call was charged when it began
                         answer = stack.enter_context(method(urgency))
@@ -158,20 +158,18 @@ def _accounted(context: grpc.ServicerContext, timeline: Timeline, ended: Ended) 
         ended(timeline)
 
 
-def urgency_of(
-    context: grpc.ServicerContext, timeline: Timeline, client: _Client | None = None, data: bytes = b""
-) -> Urgency:
-    """Of a request of these bytes, which are its routing key where the client gives none. Without `client` it
-    does not say when that leaves. Raises `InvalidRequestError` for an unknown priority."""
+def _urgency(context: grpc.ServicerContext, client: _Client, timeline: Timeline, data: bytes) -> Urgency:
+    """Of a request of these bytes, which are its routing key where the client gives none."""
     metadata = dict(context.invocation_metadata())
     key = metadata.get(ROUTING_KEY)
     timeline.traceparent = str(metadata.get(TRACEPARENT, ""))
     urgency = Urgency.within(
         context.time_remaining(),
         priority_of(metadata.get(PRIORITY)),
-        timeline=timeline,
-        routing_key=data if key is None else key if isinstance(key, bytes) else key.encode(),
-        **({} if client is None else {"left": client.left, "on_leave": client.on_leave}),
+        client.left,
+        client.on_leave,
+        timeline,
+        data if key is None else key if isinstance(key, bytes) else key.encode(),
     )
     timeline.remarks = urgency.remarks
     return urgency

@@ -150,11 +150,6 @@ class StreamScheduler:
             job.urgency.afterwards.append(partial(self._answered, (job.key, job.urgency.priority), job.ended))
         return job.result()
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether requests wait for a stream."""
-        return self._waiting.clients > 0
-
     def load(self) -> StreamLoad:
         """Its state now."""
         with self._lock:
