@@ -14,8 +14,8 @@ ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
 AGREEING = 0.95
 """Part of the figures on which two runs of one commit must agree. With intervals of 95%, one pair of about
-two hundred is apart where nothing but chance differs; a machine whose speed drifts for minutes, which no
-interval of one run can know, shows here."""
+two hundred is apart where nothing but chance differs; a machine whose speed drifts from run to run by more
+than it did within one shows here."""
 RATIOS = ("ratio", "x")
 """Units of figures that hold two things of one run against each other."""
 

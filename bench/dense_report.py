@@ -45,7 +45,7 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
             f"models with candidate features only; geometric mean, sizes from {LARGE}",
         ),
         "dynamic_over_static": (
-            _mean([pair for m in measured for pair in m.dynamic_and_static.values()]),
+            _mean([(t, m.static[rows]) for m in measured for rows, t in m.dynamic.items()]),
             "a request on one stream, our module in the engine's slices over one compiled for exactly that "
             f"shape; geometric mean over models at {' and '.join(map(str, STATIC_SIZES))} candidates",
         ),
@@ -58,19 +58,22 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
         if value is None:
             missing.append(NotMeasured(name=name, why="no model and size of this run says anything about it"))
         else:
-            found.append(
-                Figure(name=name, value=value.value, unit="ratio", lo=value.lo, hi=value.hi, note=note)
-            )
+            found.append(value.figure(name, "ratio", 1, note))
     timed = [t for m in measured for times in m.times.values() for t in times.values()]
     if timed:
         shortest = min(timed, key=lambda t: t.median)
-        added = mean_ratio([(overhead(), shortest)])
+        added = overhead()
         note = (
             f"what timing adds to a run, of the shortest median, {shortest.median:.3g} ms; the bound is 0.02"
         )
         found.append(
             Figure(
-                name="harness_overhead", value=added.value, unit="ratio", lo=added.lo, hi=added.hi, note=note
+                name="harness_overhead",
+                value=added.median / shortest.median,
+                unit="ratio",
+                lo=added.lo / shortest.hi,
+                hi=added.hi / shortest.lo if shortest.lo else None,
+                note=note,
             )
         )
     else:
@@ -104,8 +107,8 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         yield Figure(name=f"{m.name}/source_mflop_per_candidate", value=source, unit="MFLOP")
         yield Figure(name=f"{m.name}/request_mflop", value=request, unit="MFLOP")
         yield Figure(name=f"{m.name}/mflop_per_candidate", value=candidate, unit="MFLOP")
-    for rows, pair in m.dynamic_and_static.items():
-        ratio = mean_ratio([pair])
+    for rows, dynamic in m.dynamic.items():
+        ratio = mean_ratio([(dynamic, m.static[rows])])
         yield Figure(
             name=f"{m.name}/dynamic_over_static/{rows}",
             value=ratio.value,

@@ -3,7 +3,7 @@
 import datetime
 import os
 import platform
-import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -34,7 +34,7 @@ _PACKAGES = (
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One measured value.
 
-    `lo` and `hi` hold it with 95% confidence where it comes of timings (bench/timing.py); of other figures
+    `lo` and `hi` hold it with 95% confidence where `interval` says by which way (bench/timing.py); otherwise
     they are what the note says, or the least and the largest of `runs`.
     """
 
@@ -45,6 +45,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     hi: float | None = None
     runs: int = 1
     note: str = ""
+    interval: str = ""
 
 
 class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +81,7 @@ class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 
 
-_DESTINATION = re.compile(r" --out[ =]\S+")
-"""In a command: where figures were written to is no part of how they are measured again."""
+_PLACES = ("--out", "--work")
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
 
@@ -118,6 +118,18 @@ def read_all(path: Path) -> dict[str, Results]:
     return found
 
 
+def suite_command(suite: str, arguments: Sequence[str]) -> str:
+    """The command of a suite's arguments, as a shell takes it, without where figures and models are kept:
+    that is no part of how they are measured again."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word in _PLACES:
+            next(words, None)
+        elif word.partition("=")[0] not in _PLACES:
+            kept.append(word)
+    return shlex.join(["python", "-m", "bench", suite, *kept])
+
+
 def write_results(
     path: Path,
     suite: str,
@@ -126,11 +138,11 @@ def write_results(
     not_measured: Sequence[NotMeasured] = (),
     of_commit: str | None = None,
 ) -> None:
-    """Writes one suite's file in one step. `of_commit` is that of what was measured, where it is not this
-    checkout's."""
+    """Writes one suite's file in one step. `command` measures it again (`suite_command`); `of_commit` is that
+    of what was measured, where it is not this checkout's."""
     document = Results(
         suite=suite,
-        command=_DESTINATION.sub("", command),
+        command=command,
         commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=dict(machine()),

@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 from rich.table import Table
 
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, mean_ratio
 from bench.workloads import WorkloadError, read_traffic
 from jaxrank import bundle as files
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
     measured = figures(found)
     if options.out is not None:
-        write_results(options.out, "shadow", " ".join(["python -m bench shadow", *(argv or ())]), measured)
+        write_results(options.out, "shadow", suite_command("shadow", argv or ()), measured)
     _print(measured, found)
     if beyond := found.beyond(options.min_top_k):
         for line in beyond:

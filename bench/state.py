@@ -21,7 +21,7 @@ from rich.console import Console
 from bench.dense import WORK
 from bench.dense_build import build
 from bench.dense_models import MODELS, DenseModel
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, interleaved
 from serving.client import PredictClient
 from serving.engines import StatefulEngine
@@ -197,4 +197,4 @@ def main(arguments: list[str]) -> None:
     for name in options.models:
         bundle = build(models[name], options.work, console.print).bundle
         figures += measure(models[name], bundle, sizes, console)
-        write_results(options.out, "state", " ".join(["python -m bench state", *arguments]), figures)
+        write_results(options.out, "state", suite_command("state", arguments), figures)

@@ -321,6 +321,7 @@ class Results:
     ) -> None:
         """One measured value."""
         held = {"name": name, "value": value, "unit": unit, "lo": lo, "hi": hi, "runs": runs, "note": note}
+        held["interval"] = ""  # none: lo and hi are percentiles of runs
         self.figures.append(held)
         print(f"{name:<40} {value:12.4g} {unit}", flush=True)
 

@@ -43,9 +43,9 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
             told = f"Serving {model}, requests/s with {promise(results)}: "
             told += f"jaxrank {number(ours)}, {server} {number(theirs)}"
             if not ours:
-                losses.append(f"{told}; jaxrank did not keep the promise at any rate tried.")
+                losses.append(f"{told}; jaxrank did not keep the promise in every round.")
             elif not theirs:
-                wins.append(f"{told}; {server} did not keep the promise at any rate tried.")
+                wins.append(f"{told}; {server} did not keep the promise in every round.")
             elif ours / theirs >= LEVEL:
                 wins.append(f"{told}: {times(ours / theirs)} as many.")
             elif ours / theirs > 1 / LEVEL:

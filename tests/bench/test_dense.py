@@ -46,6 +46,7 @@ def test_every_engine_gives_tensorflows_scores(engine: str, task: Task) -> None:
         assert largest_error(prepare(_blocks(task, rows))(), _scores(task, rows)) <= 1e-5
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, on the small model: JSON with the promised names, and no second compilation."""
     monkeypatch.setattr(dense_models, "MODELS", (TINY,))
@@ -133,6 +134,7 @@ def test_a_library_that_is_missing_is_reported(task: Task, monkeypatch: pytest.M
     assert found.missing[-1].name == "tiny/torch_compile" and "pip install torch" in found.missing[-1].why
 
 
+@pytest.mark.usefixtures("here")
 def test_a_model_that_fails_leaves_the_others(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
