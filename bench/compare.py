@@ -104,7 +104,7 @@ def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change
         return Change(suite, old, new, better, "better")
     if found.floor and new.value <= found.floor:
         return Change(suite, old, new, better, "same")
-    return Change(suite, old, new, better, "unclear" if _overlap(old, new) else "worse")
+    return Change(suite, old, new, better, "unclear" if overlap(old, new) else "worse")
 
 
 def _reason(name: str, results: Results) -> str | None:
@@ -115,7 +115,7 @@ def _reason(name: str, results: Results) -> str | None:
     return None
 
 
-def _overlap(old: Figure, new: Figure) -> bool | None:
+def overlap(old: Figure, new: Figure) -> bool | None:
     """Whether the intervals have something in common; none where one of the figures has no interval."""
     before, after = _interval(old), _interval(new)
     if before is None or after is None:
@@ -146,8 +146,10 @@ class Agreement:
         return self.figures - len(self.apart) >= AGREEING * self.figures
 
 
-def agreement(first: Mapping[str, Results], second: Mapping[str, Results]) -> Agreement:
-    """Of every figure that both runs have with an interval.
+def agreement(
+    first: Mapping[str, Results], second: Mapping[str, Results], *, ratios_only: bool = False
+) -> Agreement:
+    """Of every figure that both runs have with an interval, or of ratios alone.
 
     Raises `ResultsError` where these are not two runs of the same suites, commit and machine, or have no
     such figure.
@@ -162,10 +164,12 @@ def agreement(first: Mapping[str, Results], second: Mapping[str, Results]) -> Ag
         if not same_machine(one, other):
             raise _not_the_same(f"{suite}: machines", one.machine, other.machine)
         for figure in one.figures:
+            if ratios_only and figure.unit not in RATIOS:
+                continue
             again = other.figure(figure.name)
-            overlap = None if again is None else _overlap(figure, again)
-            figures += overlap is not None
-            if again is not None and overlap is False:
+            agree = None if again is None else overlap(figure, again)
+            figures += agree is not None
+            if again is not None and agree is False:
                 apart.append((suite, figure, again))
     if not figures:
         raise ResultsError("the two runs have no figure with an interval in common")

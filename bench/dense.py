@@ -108,7 +108,7 @@ def effort(rows: int, quick: bool) -> Effort:
     """More runs where a run is short."""
     if quick:
         return Effort(2, 1)
-    return Effort(4, 5) if rows <= 50 else Effort(4, 2) if rows <= 1000 else Effort(2, 1)
+    return Effort(4, 5) if rows <= 50 else Effort(3, 2) if rows <= 1000 else Effort(1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

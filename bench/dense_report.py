@@ -109,20 +109,11 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         yield Figure(name=f"{m.name}/mflop_per_candidate", value=candidate, unit="MFLOP")
     for rows, dynamic in m.dynamic.items():
         ratio = mean_ratio([(dynamic, m.static[rows])])
-        yield Figure(
-            name=f"{m.name}/dynamic_over_static/{rows}",
-            value=ratio.value,
-            unit="ratio",
-            lo=ratio.lo,
-            hi=ratio.hi,
-        )
+        yield ratio.figure(f"{m.name}/dynamic_over_static/{rows}", "ratio", dynamic.runs)
     for rows, times in m.times.items():
         for engine, t in times.items():
             note = m.threads if engine in (TF_NAME, XLA_NAME) else ""
-            yield Figure(
-                name=f"{m.name}/{engine}/{rows}", value=t.median, unit="ms", lo=t.lo, hi=t.hi, runs=t.runs,
-                note=note,
-            )  # fmt: skip
+            yield t.estimate.figure(f"{m.name}/{engine}/{rows}", "ms", t.runs, note)
 
 
 Pair = tuple[Timing, Timing]

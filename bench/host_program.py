@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
         ("counted", "requests whose faults are counted"),
         ("largest", "rows of the largest table"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(FULL, name), help=what)
+        parser.add_argument(f"--{name}", type=_positive, default=getattr(FULL, name), help=what)
     parser.add_argument("--quick", action="store_true", help="small tables, few requests: does it still run?")
     parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -87,6 +87,12 @@ def main(arguments: list[str]) -> None:
     write_results(options.out, "host", suite_command("host", arguments), figures, not_measured)
     for figure in figures:
         print(f"{figure.name:45} {figure.value:12.4g} {figure.unit}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _time(say: Status, bundle: Path, sizes: Sizes) -> dict[str, Timing]:

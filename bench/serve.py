@@ -257,7 +257,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help="throughput, overhead, overload (all)",
     )  # fmt: skip
-    parser.add_argument("--slo-ms", type=float, help="the promise, at p99 (that of the models: 100)")
+    parser.add_argument("--slo-ms", type=_positive, help="the promise, at p99 (that of the models: 100)")
     parser.add_argument(
         "--arrivals", choices=list(ARRIVALS), default="poisson",
         help="how requests come (%(default)s; bench/workloads.py)",
@@ -268,7 +268,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "with their own timing, too",
     )  # fmt: skip
     parser.add_argument(
-        "--replay-seconds", type=float, default=60.0, metavar="S", help="from its start (%(default)s)"
+        "--replay-seconds", type=_positive, default=60.0, metavar="S", help="from its start (%(default)s)"
     )
     parser.add_argument(
         "--tfs-address", metavar="HOST:PORT",
@@ -292,6 +292,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.models is None:
         arguments.models = list(MODELS[:1] if arguments.quick else MODELS)
     return arguments
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _throughput(

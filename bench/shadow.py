@@ -305,23 +305,10 @@ def figures(found: Differences) -> list[Figure]:
         times = {name: Timing(np.array(s)[:, None] * 1e3) for name, s in found.seconds.items()}
         for name, timing in times.items():
             for label, share in (("p50", 0.5), ("p99", 0.99)):
-                e = timing.percentile(share)
-                made.append(
-                    Figure(name=f"{name}_{label}", value=e.value, unit="ms", lo=e.lo, hi=e.hi, runs=runs)
-                )
+                made.append(timing.percentile(share).figure(f"{name}_{label}", "ms", runs))
         ratio = mean_ratio([(times[CANDIDATE], times[INCUMBENT])])
         note = "the candidate's median over the incumbent's, one request at a time"
-        made.append(
-            Figure(
-                name="latency_ratio",
-                value=ratio.value,
-                unit="ratio",
-                lo=ratio.lo,
-                hi=ratio.hi,
-                runs=runs,
-                note=note,
-            )
-        )
+        made.append(ratio.figure("latency_ratio", "ratio", runs, note))
     return made
 
 

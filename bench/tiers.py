@@ -307,9 +307,7 @@ def _each(tier: Any, requests: Requests) -> Callable[[], None]:
 
 
 def _figure(name: str, timing: Timing, note: str) -> Figure:
-    return Figure(
-        name=name, value=timing.median, unit="ms", lo=timing.lo, hi=timing.hi, runs=timing.runs, note=note
-    )
+    return timing.estimate.figure(name, "ms", timing.runs, note)
 
 
 def _used_memory(cluster: Cluster) -> int:

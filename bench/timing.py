@@ -58,11 +58,12 @@ class Estimate:
 
 
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""0.975 quantiles of Student's distribution with 1, 2, ... degrees of freedom."""
+"""0.975 quantiles of Student's distribution with 1, 2, ... degrees of freedom; for more, the last is a little
+wide."""
 
 
 def over_processes(values: Sequence[float] | np.ndarray) -> Estimate:
-    """The geometric mean of what up to 10 processes found, one value of each, and Student's interval of its
+    """The geometric mean of what processes found, one value of each, and Student's interval of its
     logarithm. Where one found nothing (0), the mean is 0, and the bounds are the least and the largest. One
     process says nothing of the next: no bounds."""
     found = np.asarray(values, float)
@@ -71,7 +72,7 @@ def over_processes(values: Sequence[float] | np.ndarray) -> Estimate:
     if len(found) == 1:
         return Estimate(float(found[0]), 0.0, math.inf, "")
     logs = np.log(found)
-    reach = _STUDENT[len(logs) - 2] * logs.std(ddof=1) / len(logs) ** 0.5
+    reach = _STUDENT[min(len(logs) - 2, len(_STUDENT) - 1)] * logs.std(ddof=1) / len(logs) ** 0.5
     value, lo, hi = (float(np.exp(logs.mean() + by)) for by in (0.0, -reach, reach))
     return Estimate(value, lo, hi, f"Student's over {len(found)} processes")
 

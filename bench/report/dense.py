@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.compare import overlap
 from bench.dense import TOLERANCE
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, counted, number, times
@@ -13,7 +14,7 @@ from bench.results import Figure, Results
 
 OURS, TENSORFLOW = "jaxrank", "tensorflow"
 LEVEL = 1.03
-"""Times that differ by less are called level."""
+"""What differs by less is called level, and what differs by more while the intervals overlap."""
 _ENGINES = (
     "jaxrank",
     "tensorflow",
@@ -84,10 +85,11 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
             ratio = None if rival is None else m.speedup(rows, rival)
             if rival is None or ratio is None:
                 continue
-            if ratio >= LEVEL:
-                ahead[rows] = ratio
-            elif ratio > 1 / LEVEL:
+            unsure = overlap(m.times[rows][OURS], m.times[rows][rival])
+            if unsure or 1 / LEVEL < ratio < LEVEL:
                 even.append(f"{counted([rows])} ({rival})")
+            elif ratio > 1:
+                ahead[rows] = ratio
             else:
                 behind.append(f"{counted([rows])} ({rival}, {times(1 / ratio)} as fast)")
         if ahead:

@@ -75,10 +75,11 @@ def contests(results: Mapping[str, Results]) -> tuple[list[str], list[str], list
     wins, level, losses = [], [], []
     for figure in _rivals(results):
         name = _RIVALS[figure.name]
-        if figure.value >= LEVEL:
-            wins.append(f"Beside {name}: {times(figure.value)} as fast.")
-        elif figure.value > 1 / LEVEL:
+        unsure = figure.lo is not None and figure.hi is not None and figure.lo <= 1 <= figure.hi
+        if unsure or 1 / LEVEL < figure.value < LEVEL:
             level.append(f"Beside {name}.")
+        elif figure.value > 1:
+            wins.append(f"Beside {name}: {times(figure.value)} as fast.")
         else:
             losses.append(f"Beside {name}: it is {times(1 / figure.value)} as fast.")
     sparse = results.get("sparse")

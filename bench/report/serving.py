@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bench.compare import overlap
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, number, times, with_interval
 from bench.report.dense import LEVEL, OURS, TENSORFLOW
@@ -46,10 +47,10 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
                 losses.append(f"{told}; jaxrank did not keep the promise in every round.")
             elif not theirs:
                 wins.append(f"{told}; {server} did not keep the promise in every round.")
-            elif ours / theirs >= LEVEL:
-                wins.append(f"{told}: {times(ours / theirs)} as many.")
-            elif ours / theirs > 1 / LEVEL:
+            elif overlap(rates[OURS], rate) or 1 / LEVEL < ours / theirs < LEVEL:
                 level.append(f"{told}.")
+            elif ours > theirs:
+                wins.append(f"{told}: {times(ours / theirs)} as many.")
             else:
                 losses.append(f"{told}: {times(theirs / ours)} as many there.")
     return wins, level, losses

@@ -146,7 +146,7 @@ def bench_compare(
 
     before, after = read_all(old), read_all(new)
     if agree:
-        return _agree(before, after)
+        return _agree(before, after, ratios)
     changes = compare(before, after, allowed=allow, ratios_only=ratios)
     console = results_console()
     console.print(table(changes))
@@ -163,10 +163,10 @@ def bench_compare(
         raise typer.Exit(1)
 
 
-def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]") -> None:
+def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]", ratios: bool) -> None:
     from bench.compare import agreement, with_interval
 
-    found, console = agreement(first, second), results_console()
+    found, console = agreement(first, second, ratios_only=ratios), results_console()
     for suite, one, other in found.apart:
         line = f"apart: {suite} {one.name}: {with_interval(one)} and {with_interval(other)} {one.unit}"
         console.print(line, style="bold red", highlight=False, markup=False)

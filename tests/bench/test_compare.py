@@ -1,6 +1,7 @@
 """Two runs beside each other, and the table that says which direction is better."""
 
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,16 @@ import pytest
 
 from bench.compare import agreement, compare, differences
 from bench.directions import rule
-from bench.results import Figure, NotMeasured, Results, ResultsError, read_all, read_results, write_results
+from bench.results import (
+    Figure,
+    NotMeasured,
+    Results,
+    ResultsError,
+    read_all,
+    read_results,
+    suite_command,
+    write_results,
+)
 from bench.serve_report import ELSEWHERE
 from tests.command_line import jaxrank
 
@@ -175,6 +185,15 @@ def test_two_runs_of_one_commit(tmp_path: Path) -> None:
         assert f"{len(bounded) - apart} of {len(bounded)} figures agree" in done.stdout
 
 
+def test_times_may_be_apart_where_ratios_agree() -> None:
+    """As on a machine that is slower in the second run."""
+    ratio = msgspec.structs.replace(_speedup(2.0), lo=1.9, hi=2.1)
+    first, second = _run(ratio, _ms(10, 9, 11)), _run(ratio, _ms(14, 13, 15))
+    assert not agreement(first, second).holds and agreement(first, second, ratios_only=True).holds
+    slower = msgspec.structs.replace(_speedup(1.5), lo=1.4, hi=1.6)
+    assert not agreement(first, _run(slower, _ms(10, 9, 11)), ratios_only=True).holds
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +208,14 @@ def test_what_are_not_two_runs_of_the_same(change: dict, message: str) -> None:
         agreement(first, {"dense": msgspec.structs.replace(first["dense"], **change)})
     with pytest.raises(ResultsError, match="suites dense and serve"):
         agreement(first, _run(_ms(10, 9, 11), suite="serve"))
+
+
+def test_commands_are_recorded_as_a_shell_takes_them() -> None:
+    """Without where figures and models are kept, however that is written."""
+    arguments = ["my model", "--out", "a dir/x.json", "--work=w", "--name", "it's"]
+    command = suite_command("serve", [*arguments, "--out=b"])
+    assert shlex.split(command) == ["python", "-m", "bench", "serve", "my model", "--name", "it's"]
+    assert "'my model'" in command
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from bench.dense import Measured, checked, largest_error, prepare_engines
 from bench.dense_build import build
 from bench.optional_peers import torch_engine
 from bench.peers import Call, Prepare, Task, padded
+from bench.results import NotMeasured
+from bench.timing import Timing
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
 from tests.bench.conftest import TINY
@@ -171,6 +173,31 @@ def test_bad_arguments(
         run()
     assert message in str(stopped.value) if message else "from 1 to 5000" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_differ() -> None:
+    """An engine that one process refused has no time, one process that timed nothing takes nothing away, and
+    every reason is listed once."""
+
+    def process(engines: str, *missing: str, error: float = 0.0) -> Measured:
+        found = Measured(
+            "din", "", True, error=error, missing=[NotMeasured(name=m, why="no") for m in missing]
+        )
+        if engines:
+            found.times[200] = {name: Timing(np.full((2, 3), 4.0)) for name in engines.split()}
+        return found
+
+    rounds = [
+        process("jaxrank jax", "tvm", error=1e-7),
+        process("jaxrank jax openvino", "tvm"),
+        process("jaxrank openvino", "tvm", "din/jax/200", error=2e-7),
+        process("", "din"),
+    ]
+    both = dense.joined(rounds)
+    assert list(both.times) == [200] and list(both.times[200]) == ["jaxrank"]
+    assert both.times[200]["jaxrank"].milliseconds.shape == (3, 2, 3)
+    assert [m.name for m in both.missing] == ["tvm", "din/jax/200", "din"] and both.error == 2e-7
+    assert dense.joined(rounds[3:]).missing == rounds[3].missing
 
 
 def test_errors_are_relative_beyond_one() -> None:
