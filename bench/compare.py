@@ -104,7 +104,7 @@ def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change
         return Change(suite, old, new, better, "better")
     if found.floor and new.value <= found.floor:
         return Change(suite, old, new, better, "same")
-    return Change(suite, old, new, better, "unclear" if overlap(old, new) else "worse")
+    return Change(suite, old, new, better, "unclear" if _overlap(old, new) else "worse")
 
 
 def _reason(name: str, results: Results) -> str | None:
@@ -115,7 +115,7 @@ def _reason(name: str, results: Results) -> str | None:
     return None
 
 
-def overlap(old: Figure, new: Figure) -> bool | None:
+def _overlap(old: Figure, new: Figure) -> bool | None:
     """Whether the intervals have something in common; none where one of the figures has no interval."""
     before, after = _interval(old), _interval(new)
     if before is None or after is None:
@@ -167,7 +167,7 @@ def agreement(
             if ratios_only and figure.unit not in RATIOS:
                 continue
             again = other.figure(figure.name)
-            agree = None if again is None else overlap(figure, again)
+            agree = None if again is None else _overlap(figure, again)
             figures += agree is not None
             if again is not None and agree is False:
                 apart.append((suite, figure, again))

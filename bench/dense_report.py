@@ -18,6 +18,9 @@ _ENGINES = (
     "torch_compile",
     "tvm",
 )
+VS_BEST = "speedup_vs_best_other"
+"""Names of figures by model and size: how many times longer the fastest other engine takes, which is the
+note."""
 
 
 def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasured]]:
@@ -111,6 +114,11 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         ratio = mean_ratio([(dynamic, m.static[rows])])
         yield ratio.figure(f"{m.name}/dynamic_over_static/{rows}", "ratio", dynamic.runs)
     for rows, times in m.times.items():
+        others = [engine for engine in times if engine != OUR_NAME]
+        if OUR_NAME in times and others:
+            best = min(others, key=lambda engine: times[engine].median)
+            ratio = mean_ratio([(times[best], times[OUR_NAME])])
+            yield ratio.figure(f"{m.name}/{VS_BEST}/{rows}", "ratio", times[best].runs, best)
         for engine, t in times.items():
             note = m.threads if engine in (TF_NAME, XLA_NAME) else ""
             yield t.estimate.figure(f"{m.name}/{engine}/{rows}", "ms", t.runs, note)

@@ -115,6 +115,10 @@ def of_model(m: Measured) -> Iterable[Figure]:
                 f"median was {median_ms:.0f} ms, {note}"
             )
         yield found.figure(f"{m.name}/throughput/{name}", "1/s", len(tried), note)
+        if name == TENSORFLOW and len(ratios := _ratios(m)):
+            note = "ours over TensorFlow's, of each round in which both kept the promise"
+            ratio = over_processes(ratios)
+            yield ratio.figure(f"{m.name}/throughput_vs_{TENSORFLOW}", "ratio", len(ratios), note)
         # A curve of one round: rounds differ in their rates.
         for point in sorted(tried[0].points, key=lambda p: p.rate):
             p99 = point.sample.percentile(0.99)

@@ -6,7 +6,7 @@ from functools import partial
 
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, times, with_interval
-from bench.report.dense import LEVEL
+from bench.report.dense import level_at
 from bench.results import Figure, Results
 
 Series = Mapping[str, Sequence[float | None]]
@@ -75,8 +75,7 @@ def contests(results: Mapping[str, Results]) -> tuple[list[str], list[str], list
     wins, level, losses = [], [], []
     for figure in _rivals(results):
         name = _RIVALS[figure.name]
-        unsure = figure.lo is not None and figure.hi is not None and figure.lo <= 1 <= figure.hi
-        if unsure or 1 / LEVEL < figure.value < LEVEL:
+        if level_at(figure.value, figure):
             level.append(f"Beside {name}.")
         elif figure.value > 1:
             wins.append(f"Beside {name}: {times(figure.value)} as fast.")

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from bench.compare import overlap
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, number, times, with_interval
-from bench.report.dense import LEVEL, OURS, TENSORFLOW
+from bench.report.dense import OURS, TENSORFLOW, level_at
 from bench.results import Figure, Results
 
 KINDS = {"plain": "without degradation", "degraded": "with degradation"}
@@ -47,7 +46,7 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
                 losses.append(f"{told}; jaxrank did not keep the promise in every round.")
             elif not theirs:
                 wins.append(f"{told}; {server} did not keep the promise in every round.")
-            elif overlap(rates[OURS], rate) or 1 / LEVEL < ours / theirs < LEVEL:
+            elif level_at(ours / theirs, results.figure(f"{model}/throughput_vs_{server}")):
                 level.append(f"{told}.")
             elif ours > theirs:
                 wins.append(f"{told}: {times(ours / theirs)} as many.")

@@ -213,6 +213,7 @@ def test_figures_are_of_every_round() -> None:
     ratio, ours = made["throughput_at_slo_vs_tf"], made["m/throughput/jaxrank"]
     assert ratio.lo == ratio.value == ratio.hi == pytest.approx(2.0) and ratio.runs == 3
     assert ours.lo is not None and ours.lo < 100 < ours.value == pytest.approx((100 * 120 * 160) ** (1 / 3))
+    assert made["m/throughput_vs_tensorflow"].value == pytest.approx(2.0)
     assert made["goodput_at_2x"].value == pytest.approx(0.5)
     assert made["m/goodput/plain/2"].note == "225 OK" and made["m/goodput/plain/0.9"].interval
     assert made["overhead_us_per_request"].value == pytest.approx((70 * 170 * 370) ** (1 / 3))
