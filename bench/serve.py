@@ -93,8 +93,8 @@ class Effort:
     """Whether TensorFlow's settings are tried; the first of them is taken otherwise."""
 
 
-FULL = Effort(3, 5, 3.0, 2.0, 3.0, (0.7, 0.9, 1.1, 2.0, 3.0), tuned=True)
-OWN = replace(FULL, multiples=(0.9, 1.1, 2.0))
+FULL = Effort(3, 5, 2.5, 1.5, 3.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
+OWN = replace(FULL, settle=2.0, multiples=(0.9, 2.0))
 QUICK = Effort(3, 2, 0.5, 0.25, 0.25, (0.7, 2.0), tuned=False)
 _HEADROOM = 1.2, 0.05
 """A search ends at so many times the closed loop's rate, and so much more in each round after the first: no
