@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -93,8 +93,9 @@ class Effort:
     """Whether TensorFlow's settings are tried; the first of them is taken otherwise."""
 
 
-FULL = Effort(3, 5, 2.5, 1.5, 3.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
-OWN = replace(FULL, settle=2.0, multiples=(0.9, 2.0))
+FULL = Effort(3, 5, 2.5, 1.5, 4.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
+OWN = Effort(3, 4, 2.0, 1.0, 3.0, (0.9, 2.0), tuned=True)
+"""Within 5 minutes on two cores."""
 QUICK = Effort(3, 2, 0.5, 0.25, 0.25, (0.7, 2.0), tuned=False)
 _HEADROOM = 1.2, 0.05
 """A search ends at so many times the closed loop's rate, and so much more in each round after the first: no
