@@ -1,6 +1,7 @@
 """Two runs beside each other: what changed, and what is a regression; or, of two runs of one commit, whether
 they agree."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,8 +28,8 @@ class Change:
     """One figure of the old run, and what became of it.
 
     Attributes:
-        verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it while the
-            intervals of both runs overlap; `gone` is a figure that the new run tried and did not get;
+        verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it, by less than
+            the intervals of both runs together; `gone` is a figure that the new run tried and did not get;
             `not run` one that it did not try.
         why: of what is gone.
     """
@@ -104,7 +105,7 @@ def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change
         return Change(suite, old, new, better, "better")
     if found.floor and new.value <= found.floor:
         return Change(suite, old, new, better, "same")
-    return Change(suite, old, new, better, "unclear" if _overlap(old, new) else "worse")
+    return Change(suite, old, new, better, "unclear" if _unsure(old, new) else "worse")
 
 
 def _reason(name: str, results: Results) -> str | None:
@@ -113,6 +114,19 @@ def _reason(name: str, results: Results) -> str | None:
         if missing.name in (name, results.suite) or name.startswith(f"{missing.name}/"):
             return missing.why
     return None
+
+
+def _unsure(old: Figure, new: Figure) -> bool:
+    """Whether the difference is within both intervals together: their sides that face each other, as errors
+    that have nothing to do with one another add up. It finds what two intervals that just overlap hide."""
+    before, after = _interval(old), _interval(new)
+    if before is None or after is None:
+        return False
+    if old.value < new.value:
+        sides = before[1] - old.value, new.value - after[0]
+    else:
+        sides = old.value - before[0], after[1] - new.value
+    return abs(new.value - old.value) <= math.hypot(*sides)
 
 
 def _overlap(old: Figure, new: Figure) -> bool | None:

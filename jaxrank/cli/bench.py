@@ -138,8 +138,8 @@ def bench_compare(
 ) -> None:
     """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow.
 
-    Where both runs have an interval for a figure and these overlap, a worse value is unclear, not a
-    regression. A figure that the new run tried and did not get is one.
+    Where both runs have an interval for a figure and it is worse by less than these together, it is unclear,
+    not a regression. A figure that the new run tried and did not get is one.
     """
     from bench.compare import compare, differences, table
     from bench.results import read_all
