@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -418,7 +419,7 @@ def main() -> None:
         parser.error(f"the kit is compiled for {kit['target']}: --device {driver}")
     # The kit's path belongs to one machine, not to the figures.
     command = f"python run.py --device {arguments.device}"
-    command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
+    command += f" --models {shlex.join(arguments.models)}" if arguments.models else ""
     command += f" --rounds {arguments.rounds} --per-round {arguments.per_round}"
     command += f" --tolerance {arguments.tolerance:g}" if arguments.tolerance else ""
     command += f" --seconds {arguments.seconds:g}" if arguments.seconds else ""
