@@ -17,6 +17,7 @@ AGREEING = 0.95
 """Part of the figures on which two runs of one commit must agree. With intervals of 95%, one pair of about
 two hundred is apart where nothing but chance differs; a machine whose speed drifts from run to run by more
 than it did within one shows here."""
+SPEED = 1.2
 RATIOS = ("ratio", "x")
 """Units of figures that hold two things of one run against each other."""
 
@@ -194,6 +195,19 @@ def _not_the_same(what: str, first: object, second: object) -> ResultsError:
     return ResultsError(
         f"these are not two runs of the same: {what} {first} and {second}; compare them without --agree"
     )
+
+
+def other_speeds(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
+    """Suites, a line each, for which the machine computed by over `SPEED` faster or slower in one run than in
+    the other: ratios of engines that compute to ones that wait are not the same then."""
+    lines = []
+    for suite in (s for s in old if s in new):
+        before, after = old[suite].gflops, new[suite].gflops
+        if before and after and not 1 / SPEED < after / before < SPEED:
+            lines.append(
+                f"{suite}: the machine computed {before:g} GFLOP/s in the old run, {after:g} in the new"
+            )
+    return lines
 
 
 def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:

@@ -1,16 +1,19 @@
 """Results as data: one JSON file for each suite, with what was measured, where, and by which command."""
 
 import datetime
+import math
 import os
 import platform
 import shlex
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from jaxrank.errors import JaxrankError
 from serving.cores import affinity
@@ -56,7 +59,7 @@ class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """One suite's file."""
+    """One suite's file. `gflops` is what the machine computed when it was written (`computing_speed`)."""
 
     suite: str
     command: str
@@ -66,6 +69,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     figures: list[Figure]
     not_measured: list[NotMeasured]
+    gflops: float | None = None
 
     def figure(self, name: str) -> Figure | None:
         """The figure of that name, if it was measured."""
@@ -149,6 +153,7 @@ def write_results(
         versions={name: version for name in _PACKAGES if (version := _version(name))},
         figures=list(figures),
         not_measured=list(not_measured),
+        gflops=computing_speed(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(".tmp")
@@ -188,6 +193,17 @@ def machine() -> dict[str, str | int | None]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def computing_speed() -> float:
+    """GFLOP/s of float32 matrix products on all cores, the best of five. Half of it may be gone for hours
+    where the hardware is shared; then products take twice as long, and what waits for memory does not."""
+    a, best = np.ones((1024, 1024), np.float32), math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        np.matmul(a, a)
+        best = min(best, time.perf_counter() - start)
+    return round(2 * 1024**3 / best / 1e9, 1)
 
 
 def _version(package: str) -> str | None:

@@ -192,6 +192,22 @@ def test_two_runs_of_one_commit(tmp_path: Path) -> None:
         assert f"{len(bounded) - apart} of {len(bounded)} figures agree" in done.stdout
 
 
+def test_a_machine_that_is_slower_decides_nothing(tmp_path: Path) -> None:
+    """Its products took twice as long; with the speed that it had, the same figure is a regression."""
+
+    def written(name: str, value: float, gflops: float | None) -> Path:
+        made = msgspec.structs.replace(_run(_speedup(value))["dense"], gflops=gflops)
+        (tmp_path / name).write_bytes(msgspec.json.encode(made))
+        return tmp_path / name
+
+    old = written("old.json", 2.0, 100.0)
+    slow = jaxrank("bench", "compare", old, written("slow.json", 1.5, 50.0))
+    assert slow.returncode == 2 and "100 GFLOP/s in the old run, 50 in the new" in slow.stdout
+    assert jaxrank("bench", "compare", old, written("worse.json", 1.5, 90.0)).returncode == 1
+    assert jaxrank("bench", "compare", old, written("unknown.json", 1.5, None)).returncode == 1
+    assert jaxrank("bench", "compare", old, written("fine.json", 1.95, 50.0)).returncode == 0
+
+
 def test_times_may_be_apart_where_ratios_agree() -> None:
     """As on a machine that is slower in the second run."""
     ratio = msgspec.structs.replace(_speedup(2.0), lo=1.9, hi=2.1)
