@@ -196,10 +196,10 @@ def machine() -> dict[str, str | int | None]:
 
 
 def computing_speed() -> float:
-    """GFLOP/s of float32 matrix products on all cores, the best of five. Half of it may be gone for hours
+    """GFLOP/s of float32 matrix products on all cores, the best of ten. Half of it may be gone for hours
     where the hardware is shared; then products take twice as long, and what waits for memory does not."""
     a, best = np.ones((1024, 1024), np.float32), math.inf
-    for _ in range(5):
+    for _ in range(10):
         start = time.perf_counter()
         np.matmul(a, a)
         best = min(best, time.perf_counter() - start)
