@@ -196,8 +196,8 @@ def machine() -> dict[str, str | int | None]:
 
 
 def computing_speed() -> float:
-    """GFLOP/s of float32 matrix products on all cores, the best of ten. Half of it may be gone for hours
-    where the hardware is shared; then products take twice as long, and what waits for memory does not."""
+    """GFLOP/s of float32 matrix products on all cores, the best of ten: it may differ between runs on
+    machines of one name, or beside other work, and engines that compute depend on it more than others."""
     a, best = np.ones((1024, 1024), np.float32), math.inf
     for _ in range(10):
         start = time.perf_counter()
