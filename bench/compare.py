@@ -1,6 +1,7 @@
 """Two runs beside each other: what changed, and what is a regression; or, of two runs of one commit, whether
 they agree."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +15,9 @@ ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
 AGREEING = 0.95
 """Part of the figures on which two runs of one commit must agree. With intervals of 95%, one pair of about
-two hundred is apart where nothing but chance differs; a machine whose speed drifts for minutes, which no
-interval of one run can know, shows here."""
+two hundred is apart where nothing but chance differs; a machine whose speed drifts from run to run by more
+than it did within one shows here."""
+SPEED = 1.2
 RATIOS = ("ratio", "x")
 """Units of figures that hold two things of one run against each other."""
 
@@ -27,8 +29,8 @@ class Change:
     """One figure of the old run, and what became of it.
 
     Attributes:
-        verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it while the
-            intervals of both runs overlap; `gone` is a figure that the new run tried and did not get;
+        verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it, by less than
+            the intervals of both runs together; `gone` is a figure that the new run tried and did not get;
             `not run` one that it did not try.
         why: of what is gone.
     """
@@ -104,7 +106,7 @@ def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change
         return Change(suite, old, new, better, "better")
     if found.floor and new.value <= found.floor:
         return Change(suite, old, new, better, "same")
-    return Change(suite, old, new, better, "unclear" if _overlap(old, new) else "worse")
+    return Change(suite, old, new, better, "unclear" if _unsure(old, new) else "worse")
 
 
 def _reason(name: str, results: Results) -> str | None:
@@ -113,6 +115,19 @@ def _reason(name: str, results: Results) -> str | None:
         if missing.name in (name, results.suite) or name.startswith(f"{missing.name}/"):
             return missing.why
     return None
+
+
+def _unsure(old: Figure, new: Figure) -> bool:
+    """Whether the difference is within both intervals together: their sides that face each other, as errors
+    that have nothing to do with one another add up. It finds what two intervals that just overlap hide."""
+    before, after = _interval(old), _interval(new)
+    if before is None or after is None:
+        return False
+    if old.value < new.value:
+        sides = before[1] - old.value, new.value - after[0]
+    else:
+        sides = old.value - before[0], after[1] - new.value
+    return abs(new.value - old.value) <= math.hypot(*sides)
 
 
 def _overlap(old: Figure, new: Figure) -> bool | None:
@@ -146,8 +161,10 @@ class Agreement:
         return self.figures - len(self.apart) >= AGREEING * self.figures
 
 
-def agreement(first: Mapping[str, Results], second: Mapping[str, Results]) -> Agreement:
-    """Of every figure that both runs have with an interval.
+def agreement(
+    first: Mapping[str, Results], second: Mapping[str, Results], *, ratios_only: bool = False
+) -> Agreement:
+    """Of every figure that both runs have with an interval, or of ratios alone.
 
     Raises `ResultsError` where these are not two runs of the same suites, commit and machine, or have no
     such figure.
@@ -162,10 +179,12 @@ def agreement(first: Mapping[str, Results], second: Mapping[str, Results]) -> Ag
         if not same_machine(one, other):
             raise _not_the_same(f"{suite}: machines", one.machine, other.machine)
         for figure in one.figures:
+            if ratios_only and figure.unit not in RATIOS:
+                continue
             again = other.figure(figure.name)
-            overlap = None if again is None else _overlap(figure, again)
-            figures += overlap is not None
-            if again is not None and overlap is False:
+            agree = None if again is None else _overlap(figure, again)
+            figures += agree is not None
+            if again is not None and agree is False:
                 apart.append((suite, figure, again))
     if not figures:
         raise ResultsError("the two runs have no figure with an interval in common")
@@ -176,6 +195,19 @@ def _not_the_same(what: str, first: object, second: object) -> ResultsError:
     return ResultsError(
         f"these are not two runs of the same: {what} {first} and {second}; compare them without --agree"
     )
+
+
+def other_speeds(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
+    """Suites, a line each, for which the machine computed by over `SPEED` faster or slower in one run than in
+    the other: ratios of engines that compute to ones that wait are not the same then."""
+    lines = []
+    for suite in (s for s in old if s in new):
+        before, after = old[suite].gflops, new[suite].gflops
+        if before and after and not 1 / SPEED < after / before < SPEED:
+            lines.append(
+                f"{suite}: the machine computed {before:g} GFLOP/s in the old run, {after:g} in the new"
+            )
+    return lines
 
 
 def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:

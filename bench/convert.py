@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from rich.progress import Progress
 
-from bench.results import Figure, NotMeasured, ResultsError, write_results
+from bench.results import Figure, NotMeasured, ResultsError, suite_command, write_results
 from jaxrank.cli.console import results_console
 from jaxrank.errors import JaxrankError
 
@@ -97,7 +97,7 @@ def _measure_one(model: Path, out: Path) -> None:
             note="certificate: absolute for scores up to 1, relative beyond",
         ),
     ]  # fmt: skip
-    write_results(out, "convert", f"python -m bench convert {name}", figures)
+    write_results(out, "convert", suite_command("convert", [str(name)]), figures)
     for figure in figures:
         console.print(f"{figure.name:28} {figure.value:g} {figure.unit}", highlight=False)
 
@@ -167,7 +167,7 @@ def _measure_zoo(arguments: argparse.Namespace) -> None:
             ),
             Figure(name="convert_4gib_table_s", value=watched.seconds, unit="s"),
         ]
-    command = "python -m bench convert" + (" --quick" if arguments.quick else "")
+    command = suite_command("convert", ["--quick"] if arguments.quick else [])
     write_results(arguments.out, "convert", command, figures, missing)
     if onnx is not None and arguments.out == RESULTS:
         COVERAGE.write_text(coverage_page(models, onnx))

@@ -2,9 +2,9 @@
 
 Models of production width (bench/dense_models.py) are saved by TensorFlow, converted and compiled, each only
 where something has changed, then timed beside five other engines (bench/peers.py), and those of
-bench/optional_peers.py that are installed, at several numbers of candidates, in turns in one process. No
-engine is timed before its scores are TensorFlow's. Writes `bench/results/dense.json` after every model, and a
-table at the end.
+bench/optional_peers.py that are installed, at several numbers of candidates, in turns in one process, and
+again in other fresh processes. No engine is timed before its scores are TensorFlow's. Writes
+`bench/results/dense.json` after every process, and a table at the end.
 
 With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, on requests
 that its certificate has.
@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.results import NotMeasured, write_results
+from bench.processes import ProcessError, Status, fresh
+from bench.results import NotMeasured, suite_command, write_results
 from bench.timing import Timing, interleaved, pinned
 from jaxrank.cli.console import results_console
 from jaxrank.errors import JaxrankError
@@ -33,11 +34,14 @@ from jaxrank.targets import choose_target
 if TYPE_CHECKING:
     from bench.dense_build import Built
     from bench.dense_models import DenseModel
+    from bench.dense_threads import Threads
     from bench.peers import Prepare, Task
     from bench.user_models import UserModel
 
 RESULTS = Path("bench/results/dense.json")
 WORK = Path(".cache/bench")
+PROCESSES = 3
+"""Of each model, one after another with those of other models between."""
 SIZES = (1, 50, 200, 1000, 5000)
 STATIC_SIZES = (200, 1000)
 TOLERANCE = 1e-5
@@ -47,8 +51,6 @@ OUR_NAME, TF_NAME, XLA_NAME = "jaxrank", "tensorflow", "tensorflow_xla"
 _SEED = 4_100
 LARGE = 200
 """Ratios of the suite are over sizes from here up: what a ranking request has."""
-
-Status = Callable[[str], None]
 
 
 @dataclass
@@ -67,8 +69,10 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)
     times: dict[int, dict[str, Timing]] = field(default_factory=dict)
     """By number of candidates, by engine."""
-    dynamic_and_static: dict[int, tuple[Timing, Timing]] = field(default_factory=dict)
-    """By number of candidates: our module, and one for exactly that number."""
+    dynamic: dict[int, Timing] = field(default_factory=dict)
+    """By number of candidates, our module on one stream."""
+    static: dict[int, Timing] = field(default_factory=dict)
+    """By number of candidates, a module for exactly that number."""
     engine: str = ""
     """That `--engine auto` chose."""
     error: float = 0.0
@@ -93,7 +97,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a size is timed: `rounds` turns of `per_round` runs each."""
+    """How long a size is timed in one process: `rounds` turns of `per_round` runs each."""
 
     rounds: int
     per_round: int
@@ -103,8 +107,8 @@ class Effort:
 def effort(rows: int, quick: bool) -> Effort:
     """More runs where a run is short."""
     if quick:
-        return Effort(3, 1)
-    return Effort(12, 5) if rows <= 50 else Effort(12, 2) if rows <= 1000 else Effort(7, 1)
+        return Effort(2, 1)
+    return Effort(4, 5) if rows <= 50 else Effort(3, 2) if rows <= 1000 else Effort(1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,42 +123,82 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     console = results_console()
-    from bench.dense_threads import Threads, fastest, limit_tensorflow_threads
+    from bench.dense_threads import Threads, fastest
     from converters.tensorflow_logs import import_quietly
 
     import_quietly()
-    ours = models(arguments) if arguments.model is None else ()
+    # One's own model is opened where it is measured, with TensorFlow's threads as they are to be.
+    names = [m.name for m in models(arguments)] if arguments.model is None else [arguments.model.name]
     threads, how = Threads(), f"{Threads()}, not tuned"
     if not arguments.quick:
         threads, how = fastest(arguments.argv, status=console.print)
-    limit_tensorflow_threads(threads)
-    chosen = ours or models(arguments)  # one's own model is opened with TensorFlow running
-    measured: list[Measured] = []
+    measured: dict[str, list[Measured]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=console) as progress:
-            whole = progress.add_task("models", total=len(chosen))
-            turns = progress.add_task("")
+            bar = progress.add_task("", total=PROCESSES * len(names))
+            for process in range(1, PROCESSES + 1):
+                for number, name in enumerate(names):
+                    of = f"process {process} of {PROCESSES}"
 
-            def status(text: str) -> None:
-                progress.update(turns, description=text)
+                    def status(text: str, of: str = of) -> None:
+                        progress.update(bar, description=f"{of}: {text}")
 
-            for model in chosen:
-                progress.update(whole, description=model.name)
-                found = Measured(model.name, model.shape, model.request_side, threads=how)
-                measured.append(found)
-                bar = _Turns(progress, turns)
-                try:
-                    measure(found, model, arguments.work, arguments.sizes, arguments.quick, status, bar)
-                except Exception as error:  # one model less is no reason to lose the others
-                    reason = f"{type(error).__name__}: {_first_line(error)}"
-                    found.missing.append(NotMeasured(name=model.name, why=reason))
-                _write(arguments.out, measured, arguments)
-                progress.advance(whole)
+                    status(f"{name}: starting")
+                    try:
+                        found = fresh(measured_here, arguments, number, threads, how, status=status)
+                    except ProcessError as error:  # one model less is no reason to lose the others
+                        found = Measured(name, "", False)
+                        found.missing.append(NotMeasured(name=name, why=f"{of}: {error}"))
+                    measured.setdefault(name, []).append(found)
+                    _write(arguments.out, [joined(all_of) for all_of in measured.values()], arguments)
+                    progress.advance(bar)
     except KeyboardInterrupt:
         console.print(f"interrupted; what was measured is in {arguments.out}")
-    _write(arguments.out, measured, arguments)
-    _report(console, measured, arguments)
+    _report(console, [joined(all_of) for all_of in measured.values()], arguments)
+
+
+def measured_here(
+    status: Status, arguments: argparse.Namespace, number: int, threads: "Threads", how: str
+) -> Measured:
+    """One of the suite's models, in this process. Raises `JaxrankError` where it is one's own and cannot be
+    opened."""
+    from bench.dense_threads import limit_tensorflow_threads
+    from converters.tensorflow_logs import import_quietly
+
+    import_quietly()
+    limit_tensorflow_threads(threads)
+    model = models(arguments)[number]
+    found = Measured(model.name, model.shape, model.request_side, threads=how)
+    try:
+        measure(found, model, arguments.work, arguments.sizes, arguments.quick, status)
+    except Exception as error:  # the sizes before are kept
+        found.missing.append(
+            NotMeasured(name=model.name, why=f"{type(error).__name__}: {_first_line(error)}")
+        )
+    return found
+
+
+def joined(processes: Sequence[Measured]) -> Measured:
+    """What several processes found out about one model. Those that timed nothing are left out; an engine has
+    times where all the others timed it."""
+    timed = [m for m in processes if m.times] or processes[:1]
+
+    def shared(times: Sequence[Mapping[Any, Timing]]) -> dict[Any, Timing]:
+        return {
+            name: Timing.joined([t[name] for t in times])
+            for name in times[0]
+            if all(name in t for t in times)
+        }
+
+    return replace(
+        timed[0],
+        times={rows: shared([m.times.get(rows, {}) for m in timed]) for rows in timed[0].times},
+        dynamic=shared([m.dynamic for m in timed]),
+        static=shared([m.static for m in timed]),
+        error=max(m.error for m in processes),
+        missing=list(dict.fromkeys(one for m in processes for one in m.missing)),
+    )
 
 
 def models(arguments: argparse.Namespace) -> "Sequence[DenseModel | UserModel]":
@@ -179,7 +223,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  python -m bench dense                                    everything, in ten minutes\n"
+        "  python -m bench dense                                    everything, in a quarter of an hour\n"
         "  python -m bench dense --quick --models din               is it still fast?\n"
         "  python -m bench dense --models mmoe ple --sizes 200 1000 --out /tmp/dense.json\n"
         "  python -m bench dense models/ranker/1 --out mine/dense.json",
@@ -199,7 +243,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="three runs of each, no static modules, TensorFlow's threads not tuned",
+        help="two runs of each in a process, no static modules, TensorFlow's threads not tuned",
     )
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR",
@@ -242,19 +286,6 @@ def _size(text: str) -> int:
     return int(text)
 
 
-class _Turns:
-    """The progress bar of one model's turns."""
-
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self.progress, self.task = progress, task
-
-    def begin(self, total: int) -> None:
-        self.progress.reset(self.task, total=total)
-
-    def __call__(self) -> None:
-        self.progress.advance(self.task)
-
-
 def measure(
     found: Measured,
     model: "DenseModel | UserModel",
@@ -262,7 +293,6 @@ def measure(
     sizes: Sequence[int],
     quick: bool,
     status: Status = lambda text: None,
-    turns: _Turns | None = None,
 ) -> None:
     """Builds a model, checks every engine and times them; what is found is put into `found` as it is found.
 
@@ -304,14 +334,10 @@ def measure(
                 calls[name] = call
         status(f"{model.name}: timing {rows} candidates")
         how = effort(rows, quick)
-        if turns is not None:
-            turns.begin(how.rounds * len(calls))
-        found.times[rows] = interleaved(
-            calls, rounds=how.rounds, per_round=how.per_round, warm=how.warm, advance=turns or (lambda: None)
-        )
+        found.times[rows] = interleaved(calls, rounds=how.rounds, per_round=how.per_round, warm=how.warm)
     if not quick and not isinstance(model, UserModel):
         for rows in STATIC_SIZES:
-            found.dynamic_and_static[rows] = dynamic_and_static(built, model, rows, status)
+            found.dynamic[rows], found.static[rows] = dynamic_and_static(built, model, rows, status)
     found.seconds = built.seconds
 
 
@@ -385,7 +411,7 @@ def dynamic_and_static(
     static = load_engine(built.directory / f"static_{rows}", manifest, manifest.targets[0], streams=1)
     try:
         calls = {"dynamic": lambda: dynamic.run(blocks), "static": lambda: static.run(blocks)}
-        times = interleaved(calls, rounds=12, per_round=2)
+        times = interleaved(calls, rounds=4, per_round=2)
         return times["dynamic"], times["static"]
     finally:
         dynamic.close()
@@ -400,11 +426,7 @@ def _first_line(error: BaseException) -> str:
 def _write(path: Path, measured: Sequence[Measured], arguments: argparse.Namespace) -> None:
     from bench.dense_report import figures
 
-    command = "python -m bench dense" + (f" {arguments.model}" if arguments.model is not None else "")
-    command += " --quick" if arguments.quick else ""
-    command += f" --cores {arguments.cores}" if arguments.cores is not None else ""
-    command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
-    command += "" if tuple(arguments.sizes) == SIZES else f" --sizes {' '.join(map(str, arguments.sizes))}"
+    command = suite_command("dense", arguments.argv)
     found, missing = figures(measured)
     write_results(path, "dense", command, found, missing)
 

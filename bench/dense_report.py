@@ -18,6 +18,9 @@ _ENGINES = (
     "torch_compile",
     "tvm",
 )
+VS_BEST = "speedup_vs_best_other"
+"""Names of figures by model and size: how many times longer the fastest other engine takes, which is the
+note."""
 
 
 def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasured]]:
@@ -45,7 +48,7 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
             f"models with candidate features only; geometric mean, sizes from {LARGE}",
         ),
         "dynamic_over_static": (
-            _mean([pair for m in measured for pair in m.dynamic_and_static.values()]),
+            _mean([(t, m.static[rows]) for m in measured for rows, t in m.dynamic.items()]),
             "a request on one stream, our module in the engine's slices over one compiled for exactly that "
             f"shape; geometric mean over models at {' and '.join(map(str, STATIC_SIZES))} candidates",
         ),
@@ -58,19 +61,22 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
         if value is None:
             missing.append(NotMeasured(name=name, why="no model and size of this run says anything about it"))
         else:
-            found.append(
-                Figure(name=name, value=value.value, unit="ratio", lo=value.lo, hi=value.hi, note=note)
-            )
+            found.append(value.figure(name, "ratio", 1, note))
     timed = [t for m in measured for times in m.times.values() for t in times.values()]
     if timed:
         shortest = min(timed, key=lambda t: t.median)
-        added = mean_ratio([(overhead(), shortest)])
+        added = overhead()
         note = (
             f"what timing adds to a run, of the shortest median, {shortest.median:.3g} ms; the bound is 0.02"
         )
         found.append(
             Figure(
-                name="harness_overhead", value=added.value, unit="ratio", lo=added.lo, hi=added.hi, note=note
+                name="harness_overhead",
+                value=added.median / shortest.median,
+                unit="ratio",
+                lo=added.lo / shortest.hi,
+                hi=added.hi / shortest.lo if shortest.lo else None,
+                note=note,
             )
         )
     else:
@@ -104,22 +110,18 @@ def _of_model(m: Measured) -> Iterable[Figure]:
         yield Figure(name=f"{m.name}/source_mflop_per_candidate", value=source, unit="MFLOP")
         yield Figure(name=f"{m.name}/request_mflop", value=request, unit="MFLOP")
         yield Figure(name=f"{m.name}/mflop_per_candidate", value=candidate, unit="MFLOP")
-    for rows, pair in m.dynamic_and_static.items():
-        ratio = mean_ratio([pair])
-        yield Figure(
-            name=f"{m.name}/dynamic_over_static/{rows}",
-            value=ratio.value,
-            unit="ratio",
-            lo=ratio.lo,
-            hi=ratio.hi,
-        )
+    for rows, dynamic in m.dynamic.items():
+        ratio = mean_ratio([(dynamic, m.static[rows])])
+        yield ratio.figure(f"{m.name}/dynamic_over_static/{rows}", "ratio", dynamic.runs)
     for rows, times in m.times.items():
+        others = [engine for engine in times if engine != OUR_NAME]
+        if OUR_NAME in times and others:
+            best = min(others, key=lambda engine: times[engine].median)
+            ratio = mean_ratio([(times[best], times[OUR_NAME])])
+            yield ratio.figure(f"{m.name}/{VS_BEST}/{rows}", "ratio", times[best].runs, best)
         for engine, t in times.items():
             note = m.threads if engine in (TF_NAME, XLA_NAME) else ""
-            yield Figure(
-                name=f"{m.name}/{engine}/{rows}", value=t.median, unit="ms", lo=t.lo, hi=t.hi, runs=t.runs,
-                note=note,
-            )  # fmt: skip
+            yield t.estimate.figure(f"{m.name}/{engine}/{rows}", "ms", t.runs, note)
 
 
 Pair = tuple[Timing, Timing]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import SUITES
-from bench.results import NotMeasured, ResultsError, read_results, write_results
+from bench.results import NotMeasured, ResultsError, read_results, suite_command, write_results
 
 MAIN = ("convert", "dense", "sparse", "serve")
 """What `jaxrank bench all` runs."""
@@ -84,7 +84,7 @@ def _run_one(suite: str, out: Path, arguments: Sequence[str]) -> Ended:
     write_results(
         file,
         suite,
-        " ".join(["python -m bench", suite, *arguments]),
+        suite_command(suite, arguments),
         found.figures if found else [],
         [*(found.not_measured if found else []), NotMeasured(name=suite, why=why)],
     )

@@ -1,14 +1,17 @@
 """`python -m bench host`: the host half of a 100-feature request natively, on NumPy and in TensorFlow, and
 what a request costs the allocator (`bench/host_workload.py` says what the request is).
 
-Tables are in huge pages (`jaxrank serve --table-memory huge`); "mapped" is the same with mapped files."""
+Tables are in huge pages (`jaxrank serve --table-memory huge`); "mapped" is the same with mapped files. Times
+are taken in several fresh processes."""
 
 import argparse
 import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +22,10 @@ from bench import host_workload
 from bench.allocations import counter
 from bench.allocations.measure import beside_glibc
 from bench.allocations.subject import Report, report
-from bench.results import Figure, NotMeasured, write_results
-from bench.timing import Timing, interleaved
+from bench.processes import Status, fresh
+from bench.results import Figure, NotMeasured, suite_command, write_results
+from bench.timing import Timing, interleaved, mean_ratio
+from converters.tensorflow_logs import import_quietly
 from serving.allocator import find_jemalloc
 from serving.host import HostProgramRunner
 
@@ -30,25 +35,28 @@ _REQUESTS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """`rounds` are turns of each path, `warm` the requests before those whose faults are `counted`, and
-    `largest` the rows of the largest table."""
+    """`rounds` are turns of each path in each of `processes`, `warm` the requests before those whose faults
+    are `counted`, and `largest` the rows of the largest table."""
 
     candidates: int = 500
-    rounds: int = 30
+    processes: int = 5
+    rounds: int = 10
     warm: int = 3000
     counted: int = 2000
     largest: int = host_workload.LARGEST
 
 
 FULL = Sizes()
-QUICK = Sizes(rounds=2, warm=40, counted=20, largest=2000)
+QUICK = Sizes(processes=3, rounds=2, warm=40, counted=20, largest=2000)
 
 
-def measure(sizes: Sizes, *, beside: bool = True) -> tuple[list[Figure], list[NotMeasured]]:
+def measure(
+    sizes: Sizes, *, beside: bool = True, say: Status = lambda text: None
+) -> tuple[list[Figure], list[NotMeasured]]:
     """All figures of the suite; without `beside` under the allocator that the server takes alone."""
     with TemporaryDirectory() as work:
         host_workload.write_bundle(Path(work), sizes.largest)
-        figures = _times(Path(work), sizes)
+        figures = _times([fresh(_time, Path(work), sizes, status=say) for _ in range(sizes.processes)], sizes)
         costs, not_measured = _costs(Path(work), sizes, beside)
     return [*figures, *costs], not_measured
 
@@ -59,34 +67,44 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", default=Path("bench/results/host.json"))
     for name, what in (
         ("candidates", "of a request"),
-        ("rounds", "turns of each path"),
+        ("processes", "in which each path is timed"),
+        ("rounds", "turns of each path in each of them"),
         ("warm", "requests before faults are counted"),
         ("counted", "requests whose faults are counted"),
         ("largest", "rows of the largest table"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(FULL, name), help=what)
+        parser.add_argument(f"--{name}", type=_positive, default=getattr(FULL, name), help=what)
     parser.add_argument("--quick", action="store_true", help="small tables, few requests: does it still run?")
     parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    sizes = Sizes(options.candidates, options.rounds, options.warm, options.counted, options.largest)
+    sizes = Sizes(**{name: getattr(options, name) for name in asdict(FULL)})
     if options.subject:
         _answer(options.subject, sizes)
         return
     sizes = QUICK if options.quick else sizes
-    figures, not_measured = measure(sizes)
-    write_results(options.out, "host", " ".join(["python -m bench host", *arguments]), figures, not_measured)
+    say = partial(print, file=sys.stderr)
+    figures, not_measured = measure(sizes, say=say)
+    write_results(options.out, "host", suite_command("host", arguments), figures, not_measured)
     for figure in figures:
         print(f"{figure.name:45} {figure.value:12.4g} {figure.unit}")
 
 
-def _times(bundle: Path, sizes: Sizes) -> list[Figure]:
-    candidates, manifest = sizes.candidates, host_workload.manifest(sizes.largest)
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _time(say: Status, bundle: Path, sizes: Sizes) -> dict[str, Timing]:
+    """Every path's in one process."""
+    import_quietly()
+    manifest = host_workload.manifest(sizes.largest)
     native = HostProgramRunner(bundle, manifest, memory="huge")
     mapped = HostProgramRunner(bundle, manifest)
     assert not native.not_native, native.not_native
     numpy = HostProgramRunner(bundle, manifest, native=False)
     tensorflow = host_workload.tensorflow_graph(bundle, sizes.largest)
-    requests = [host_workload.request(candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
+    requests = [host_workload.request(sizes.candidates, seed, sizes.largest) for seed in range(_REQUESTS)]
     _check(native, numpy, tensorflow, requests[0])
     turn = {name: itertools.cycle(requests) for name in ("native", "mapped", "numpy", "tensorflow")}
     found = interleaved(
@@ -100,18 +118,21 @@ def _times(bundle: Path, sizes: Sizes) -> list[Figure]:
         per_round=5,
         warm=2,
     )
-    figures = [_figure(f"{name}_ms_100x{candidates}", t, "ms") for name, t in found.items()]
-    best = found["native"].median
+    say(", ".join(f"{name} {t.median:.2f} ms" for name, t in found.items()))
+    return found
+
+
+def _times(found: Sequence[dict[str, Timing]], sizes: Sizes) -> list[Figure]:
+    """Of what each process found."""
+    times = {name: Timing.joined([one[name] for one in found]) for name in found[0]}
+    shape = f"100x{sizes.candidates}"
+    ours = times["native"]
     return [
-        Figure(name=f"host_program_ms_100x{candidates}", value=best, unit="ms", runs=found["native"].runs),
-        *figures,
-        Figure(name="speedup_vs_numpy", value=found["numpy"].median / best, unit="x"),
-        Figure(name="speedup_vs_tf", value=found["tensorflow"].median / best, unit="x"),
+        ours.estimate.figure(f"host_program_ms_{shape}", "ms", ours.runs),
+        *(t.estimate.figure(f"{name}_ms_{shape}", "ms", t.runs) for name, t in times.items()),
+        mean_ratio([(times["numpy"], ours)]).figure("speedup_vs_numpy", "x", ours.runs),
+        mean_ratio([(times["tensorflow"], ours)]).figure("speedup_vs_tf", "x", ours.runs),
     ]
-
-
-def _figure(name: str, timing: Timing, unit: str) -> Figure:
-    return Figure(name=name, value=timing.median, unit=unit, lo=timing.lo, hi=timing.hi, runs=timing.runs)
 
 
 def _check(native: HostProgramRunner, numpy: HostProgramRunner, tensorflow, request) -> None:

@@ -23,7 +23,7 @@ import grpc
 import numpy as np
 from rich.console import Console
 
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from jaxrank import bundle as files
 from jaxrank.certificate import load_examples
 from serving.client import PredictClient
@@ -234,7 +234,7 @@ def main(arguments: list[str]) -> None:
     made = figures(found, what)
     for figure in made:
         console.print(f"{figure.name}: {figure.value:.3g} {figure.unit}")
-    write_results(options.out, "loading", " ".join(["python -m bench loading", *arguments]), made)
+    write_results(options.out, "loading", suite_command("loading", arguments), made)
 
 
 def _built(name: str, work: Path, console: Console) -> Path:

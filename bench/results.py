@@ -1,16 +1,19 @@
 """Results as data: one JSON file for each suite, with what was measured, where, and by which command."""
 
 import datetime
+import math
 import os
 import platform
-import re
+import shlex
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from jaxrank.errors import JaxrankError
 from serving.cores import affinity
@@ -34,7 +37,7 @@ _PACKAGES = (
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One measured value.
 
-    `lo` and `hi` hold it with 95% confidence where it comes of timings (bench/timing.py); of other figures
+    `lo` and `hi` hold it with 95% confidence where `interval` says by which way (bench/timing.py); otherwise
     they are what the note says, or the least and the largest of `runs`.
     """
 
@@ -45,6 +48,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     hi: float | None = None
     runs: int = 1
     note: str = ""
+    interval: str = ""
 
 
 class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +59,7 @@ class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """One suite's file."""
+    """One suite's file. `gflops` is what the machine computed when it was written (`computing_speed`)."""
 
     suite: str
     command: str
@@ -65,6 +69,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     figures: list[Figure]
     not_measured: list[NotMeasured]
+    gflops: float | None = None
 
     def figure(self, name: str) -> Figure | None:
         """The figure of that name, if it was measured."""
@@ -80,8 +85,7 @@ class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 
 
-_DESTINATION = re.compile(r" --out[ =]\S+")
-"""In a command: where figures were written to is no part of how they are measured again."""
+_PLACES = ("--out", "--work")
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
 
@@ -118,6 +122,18 @@ def read_all(path: Path) -> dict[str, Results]:
     return found
 
 
+def suite_command(suite: str, arguments: Sequence[str]) -> str:
+    """The command of a suite's arguments, as a shell takes it, without where figures and models are kept:
+    that is no part of how they are measured again."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word in _PLACES:
+            next(words, None)
+        elif word.partition("=")[0] not in _PLACES:
+            kept.append(word)
+    return shlex.join(["python", "-m", "bench", suite, *kept])
+
+
 def write_results(
     path: Path,
     suite: str,
@@ -126,17 +142,18 @@ def write_results(
     not_measured: Sequence[NotMeasured] = (),
     of_commit: str | None = None,
 ) -> None:
-    """Writes one suite's file in one step. `of_commit` is that of what was measured, where it is not this
-    checkout's."""
+    """Writes one suite's file in one step. `command` measures it again (`suite_command`); `of_commit` is that
+    of what was measured, where it is not this checkout's."""
     document = Results(
         suite=suite,
-        command=_DESTINATION.sub("", command),
+        command=command,
         commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=dict(machine()),
         versions={name: version for name in _PACKAGES if (version := _version(name))},
         figures=list(figures),
         not_measured=list(not_measured),
+        gflops=computing_speed(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(".tmp")
@@ -176,6 +193,17 @@ def machine() -> dict[str, str | int | None]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def computing_speed() -> float:
+    """GFLOP/s of float32 matrix products on all cores, the best of ten: it may differ between runs on
+    machines of one name, or beside other work, and engines that compute depend on it more than others."""
+    a, best = np.ones((1024, 1024), np.float32), math.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        np.matmul(a, a)
+        best = min(best, time.perf_counter() - start)
+    return round(2 * 1024**3 / best / 1e9, 1)
 
 
 def _version(package: str) -> str | None:

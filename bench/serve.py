@@ -5,8 +5,9 @@ Requests of 200 candidates arrive over gRPC (bench/serve_load.py) as a Poisson p
 best setting of threads is found, both servers' scores are compared with TensorFlow's, and the largest rate at
 which 99% of all requests are answered within the promise is searched for both in turns. Then what a request
 costs beside the model, and how much is still answered in time beyond saturation, with degradation of the
-models and without. Writes `bench/results/serve.json` after every part; what `python -m
-bench soak`, `python -m bench loading` and `make faults` wrote is put into it, too.
+models and without. Each is measured in several rounds, with new server processes in each. Writes
+`bench/results/serve.json` after every part; what `python -m bench soak`, `python -m bench loading` and `make
+faults` wrote is put into it, too.
 
 With a bundle or a SavedModel of your own (bench/user_models.py), that model is measured instead, without
 request state: its certificate has few users. A real TensorFlow Serving can be measured beside it, and
@@ -19,20 +20,22 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
+import msgspec
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.dense import TOLERANCE, add_model_arguments, largest_error
 from bench.dense_build import Built, build
-from bench.results import NotMeasured, write_results
+from bench.results import NotMeasured, suite_command, write_results
 from bench.serve_load import Load, LoadClient, Sample
+from bench.serve_overhead import Spent
 from bench.serve_processes import Setting, clocked_server, jaxrank_server, settings, tensorflow_server
 from bench.serve_requests import (
     KEPT_SECONDS,
@@ -44,7 +47,7 @@ from bench.serve_requests import (
     requests,
     scores,
 )
-from bench.serve_search import Point, Search
+from bench.serve_search import Search
 from bench.timing import pinned
 from bench.user_models import UserModel, open_model
 from bench.workloads import ARRIVALS, read_traffic
@@ -74,6 +77,8 @@ Model = Union["DenseModel", UserModel]
 class Effort:
     """How long each part takes. Times in seconds."""
 
+    rounds: int
+    """Of each part, with new server processes in each."""
     steps: int
     """Of a bisection."""
     seconds: float
@@ -82,17 +87,19 @@ class Effort:
     """Of one measurement with requests that wait for answers."""
     settle: float
     """At the start of a rate beyond saturation, in which a server finds its way."""
-    rounds: int
-    """Of the measurement of overhead."""
     multiples: tuple[float, ...]
     """Of saturation, at which goodput is taken."""
     tuned: bool
     """Whether TensorFlow's settings are tried; the first of them is taken otherwise."""
 
 
-FULL = Effort(6, 5.0, 2.5, 4.0, 5, (0.7, 0.9, 1.1, 2.0, 3.0), tuned=True)
-OWN = replace(FULL, multiples=(0.9, 1.1, 2.0))
-QUICK = Effort(2, 0.5, 0.25, 0.25, 2, (0.7, 2.0), tuned=False)
+FULL = Effort(3, 5, 2.5, 1.5, 4.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
+OWN = Effort(3, 4, 2.0, 1.0, 3.0, (0.9, 2.0), tuned=True)
+"""Within 5 minutes on two cores."""
+QUICK = Effort(3, 2, 0.5, 0.25, 0.25, (0.7, 2.0), tuned=False)
+_HEADROOM = 1.2, 0.05
+"""A search ends at so many times the closed loop's rate, and so much more in each round after the first: no
+two rounds try the same rates."""
 
 
 @dataclass
@@ -108,23 +115,21 @@ class Measured:
     setting: Setting | None = None
     closed: dict[str, float] = field(default_factory=dict)
     """Answers per second by server, with twice as many clients as cores; TensorFlow's by setting."""
-    searches: dict[str, Search] = field(default_factory=dict)
+    searches: dict[str, list[Search]] = field(default_factory=dict)
+    """By server, one of each round."""
     replayed: dict[str, Sample] = field(default_factory=dict)
     """Recorded traffic with its own timing, by server."""
 
 
 @dataclass
 class Overhead:
-    """CPU microseconds of a request beside its programs, one value for each round."""
+    """What a request costs beside its programs."""
 
     model: str
     request_bytes: int
     answer_bytes: int
-    rounds: list[float]
-    host_us: float
-    dense_us: float
-    copied: float
-    """Bytes that the copy budget counts."""
+    rounds: list[Spent]
+    """Of the requests of each."""
 
 
 @dataclass
@@ -133,9 +138,8 @@ class Overload:
 
     model: str
     engine: str
-    saturation: float
-    points: dict[str, list[Point]] = field(default_factory=dict)
-    """By kind of server."""
+    rounds: list[dict[str, dict[float, Sample]]] = field(default_factory=list)
+    """By kind of server and multiple, one of each round."""
 
 
 @dataclass
@@ -193,7 +197,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
         arguments.traffic = read_traffic(arguments.replay)
         arguments.traffic.timed()
     found = Found(slo_ms, arguments.out.parent)
-    command = " ".join(["python -m bench serve", *(arguments.argv or ())])
+    command = suite_command("serve", arguments.argv or ())
     parts: list[tuple[str, Callable[[Status], None]]] = [
         (name, lambda status, name=name: _throughput(found, zoo[name], arguments, effort, client, status))
         for name in (arguments.models if "throughput" in arguments.parts else ())
@@ -254,7 +258,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help="throughput, overhead, overload (all)",
     )  # fmt: skip
-    parser.add_argument("--slo-ms", type=float, help="the promise, at p99 (that of the models: 100)")
+    parser.add_argument("--slo-ms", type=_positive, help="the promise, at p99 (that of the models: 100)")
     parser.add_argument(
         "--arrivals", choices=list(ARRIVALS), default="poisson",
         help="how requests come (%(default)s; bench/workloads.py)",
@@ -265,7 +269,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "with their own timing, too",
     )  # fmt: skip
     parser.add_argument(
-        "--replay-seconds", type=float, default=60.0, metavar="S", help="from its start (%(default)s)"
+        "--replay-seconds", type=_positive, default=60.0, metavar="S", help="from its start (%(default)s)"
     )
     parser.add_argument(
         "--tfs-address", metavar="HOST:PORT",
@@ -291,6 +295,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _throughput(
     found: Found,
     model: Model,
@@ -312,52 +323,58 @@ def _throughput(
         )  # fmt: skip
         return client.send(load).goodput(math.inf)
 
-    with ExitStack() as stack:
-        status("starting our server")
-        ours = jaxrank_server({model.name: built.bundle}, *_options(model))
-        addresses = {OURS: stack.enter_context(ours).address}
-        try:
-            measured.setting = _tuned(measured, built, effort, closed, status)
-            theirs = tensorflow_server(built.saved, measured.setting, built.manifest.signature.name)
-            addresses[TENSORFLOW] = stack.enter_context(theirs).address
-        except (JaxrankError, RuntimeError) as error:
-            found.missing.append(_not_served(model, TENSORFLOW, error))
-        if arguments.tfs_address is not None:
-            addresses[TFS] = arguments.tfs_address
-        status("comparing scores")
-        _compare(found, measured, model, built, addresses, first)
-        for name, address in addresses.items():
-            closed(address)  # warm
-            if name not in measured.closed:
-                measured.closed[name] = closed(address)
-        found.models.append(measured)
-        for name in addresses:
-            measured.searches[name] = Search(1.2 * measured.closed[name], found.slo_ms)
-        most = measured.searches[OURS].high
-        if not isinstance(model, UserModel) and most > USERS / KEPT_SECONDS:
-            raise RuntimeError(
-                f"{USERS} users come twice within {KEPT_SECONDS:g} s at {most:.0f}/s: draw more"
-            )
-        for step in range(effort.steps):
+    try:
+        measured.setting = _tuned(measured, built, effort, closed, status)
+    except (JaxrankError, RuntimeError) as error:
+        found.missing.append(_not_served(model, TENSORFLOW, error))
+    found.models.append(measured)
+    for round in range(effort.rounds):
+        with ExitStack() as stack:
+            of = f"round {round + 1} of {effort.rounds}"
+            status(f"{of}: starting servers")
+            ours = jaxrank_server({model.name: built.bundle}, *_options(model))
+            addresses = {OURS: stack.enter_context(ours).address}
+            if measured.setting is not None:
+                theirs = tensorflow_server(built.saved, measured.setting, built.manifest.signature.name)
+                try:
+                    addresses[TENSORFLOW] = stack.enter_context(theirs).address
+                except RuntimeError as error:
+                    found.missing.append(_not_served(model, TENSORFLOW, error))
+            if arguments.tfs_address is not None:
+                addresses[TFS] = arguments.tfs_address
+            _compare(found, measured, model, built, addresses, first)
             for name, address in addresses.items():
-                search = measured.searches[name]
-                status(f"{name} at {search.next_rate():.0f} requests/s, step {step + 1} of {effort.steps}")
-                times = ARRIVALS[arguments.arrivals](search.next_rate(), effort.seconds, step)
-                load = Load(
-                    address=address, requests=str(messages), times=times, seconds=effort.seconds,
-                    deadline=found.slo_ms / 1e3,
-                )  # fmt: skip
-                search.record(client.send(load))
-        if arguments.traffic is not None and isinstance(model, UserModel):
-            times = [t for t in arguments.traffic.timed() if t < arguments.replay_seconds]
-            recorded = replayed(arguments.traffic, model, arguments.work)
-            for name, address in addresses.items():
-                status(f"{name}: {len(times)} recorded requests")
-                load = Load(
-                    address=address, requests=str(recorded), times=times, seconds=max(times[-1], 1.0),
-                    deadline=found.slo_ms / 1e3, from_first=True,
-                )  # fmt: skip
-                measured.replayed[name] = client.send(load)
+                closed(address)  # warm
+                if name not in measured.closed:
+                    measured.closed[name] = closed(address)
+                high = (_HEADROOM[0] + round * _HEADROOM[1]) * measured.closed[name]
+                measured.searches.setdefault(name, []).append(Search(high, found.slo_ms))
+            most = measured.searches[OURS][-1].high
+            if not isinstance(model, UserModel) and most > USERS / KEPT_SECONDS:
+                raise RuntimeError(
+                    f"{USERS} users come twice within {KEPT_SECONDS:g} s at {most:.0f}/s: draw more"
+                )
+            for step in range(effort.steps):
+                for name, address in addresses.items():
+                    search = measured.searches[name][-1]
+                    rate, seed = search.next_rate(), round * effort.steps + step
+                    status(f"{of}, step {step + 1} of {effort.steps}: {name} at {rate:.0f} requests/s")
+                    load = Load(
+                        address=address, requests=str(messages), seconds=effort.seconds,
+                        times=ARRIVALS[arguments.arrivals](rate, effort.seconds, seed),
+                        deadline=found.slo_ms / 1e3,
+                    )  # fmt: skip
+                    search.record(client.send(load))
+            if arguments.traffic is not None and isinstance(model, UserModel) and round == 0:
+                times = [t for t in arguments.traffic.timed() if t < arguments.replay_seconds]
+                recorded = replayed(arguments.traffic, model, arguments.work)
+                for name, address in addresses.items():
+                    status(f"{name}: {len(times)} recorded requests")
+                    load = Load(
+                        address=address, requests=str(recorded), times=times, seconds=max(times[-1], 1.0),
+                        deadline=found.slo_ms / 1e3, from_first=True,
+                    )  # fmt: skip
+                    measured.replayed[name] = client.send(load)
 
 
 def _options(model: Model) -> tuple[str, ...]:
@@ -370,11 +387,11 @@ def _tuned(
 ) -> Setting:
     """TensorFlow's fastest setting. Raises `UserModelError` without its model, `RuntimeError` where it does
     not serve it."""
-    tried = settings(usable_cores())
+    tried, saved = settings(usable_cores()), built.saved
     best = tried[0]
     for setting in tried if effort.tuned else ():
         status(f"TensorFlow with {setting}")
-        with tensorflow_server(built.saved, setting, built.manifest.signature.name) as server:
+        with tensorflow_server(saved, setting, built.manifest.signature.name) as server:
             closed(server.address)  # warm
             measured.closed[f"{TENSORFLOW}, {setting}"] = rate = closed(server.address)
         if rate > measured.closed.get(TENSORFLOW, 0.0):
@@ -427,28 +444,21 @@ def _overhead(
     """CPU time of a request beside the host program and the dense program."""
     built = build(model, work, status)
     messages, first = requests(model, work)
-    status("CPU time of requests, one at a time")
-    with clocked_server({model.name: built.bundle}) as server:
-        load = Load(
-            address=server.address, requests=str(messages), seconds=effort.closed_seconds,
-            deadline=_NO_DEADLINE, clients=1,
-        )  # fmt: skip
-        client.send(load)
-        spent = []
-        for _ in range(effort.rounds):
+    load = Load(
+        address="", requests=str(messages), seconds=effort.closed_seconds, deadline=_NO_DEADLINE, clients=1
+    )
+    for round in range(effort.rounds):
+        status(f"round {round + 1} of {effort.rounds}: CPU time of requests, one at a time")
+        with clocked_server({model.name: built.bundle}) as server:
+            load = msgspec.structs.replace(load, address=server.address)
+            client.send(load)
             before = server.spent()
             client.send(load)
-            spent.append(server.spent().since(before))
-        answered = answer(server.address, first)
-    found.overhead = Overhead(
-        model.name,
-        len(first),
-        len(answered),
-        [s.overhead_us for s in spent],
-        float(np.median([s.host / s.requests for s in spent])),
-        float(np.median([s.dense / s.requests for s in spent])),
-        float(np.median([s.copied / s.requests for s in spent])),
-    )
+            spent = server.spent().since(before)
+            if found.overhead is None:
+                answered = answer(server.address, first)
+                found.overhead = Overhead(model.name, len(first), len(answered), [])
+            found.overhead.rounds.append(spent)
 
 
 def _overload(
@@ -464,37 +474,45 @@ def _overload(
     messages, _ = requests(model, arguments.work)
     config, path = degradation_config(model), arguments.work / model.name / "degradation.json"
     path.write_text(json.dumps(config))
-    with ExitStack() as stack:
-        bundles = {model.name: built.bundle}
-        addresses = {PLAIN: stack.enter_context(jaxrank_server(bundles, *_options(model))).address}
-        if config is not None:
-            options = (*_options(model), "--degradation-config", str(path))
-            addresses[DEGRADED] = stack.enter_context(jaxrank_server(bundles, *options)).address
-        else:
-            why = "the model has no number for each candidate that could stand for recall's score"
-            found.missing.append(NotMeasured(name="goodput_at_2x_degraded", why=why))
+    if config is None:
+        why = "the model has no number for each candidate that could stand for recall's score"
+        found.missing.append(NotMeasured(name="goodput_at_2x_degraded", why=why))
+    servers = {PLAIN: _options(model)}
+    if config is not None:
+        servers[DEGRADED] = (*_options(model), "--degradation-config", str(path))
+    overload = found.overload = Overload(
+        model.name, choose_target(built.bundle, built.manifest, "cpu").engine
+    )
 
-        def send(address: str, **load: Any) -> Sample:
-            return client.send(Load(address=address, requests=str(messages), **load))
+    def send(address: str, **load: Any) -> Sample:
+        return client.send(Load(address=address, requests=str(messages), **load))
 
-        clients = 2 * usable_cores()
-        status("finding saturation")
-        rates = [
-            send(addresses[PLAIN], seconds=effort.closed_seconds, deadline=_NO_DEADLINE, clients=clients)
-            for _ in range(2)
-        ]
-        found.overload = Overload(
-            model.name, choose_target(built.bundle, built.manifest, "cpu").engine, rates[-1].goodput(math.inf)
-        )
-        if not found.overload.saturation:
-            raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
-        for multiple in effort.multiples:
-            for kind, address in addresses.items():
-                rate = multiple * found.overload.saturation
-                status(f"{kind}, {multiple:g} of saturation")
-                seconds = effort.settle + effort.seconds
-                sample = send(
-                    address, times=ARRIVALS[arguments.arrivals](rate, seconds, int(10 * multiple)),
-                    seconds=seconds, settle=effort.settle, deadline=found.slo_ms / 1e3,
-                )  # fmt: skip
-                found.overload.points.setdefault(kind, []).append(Point(rate, sample))
+    for round in range(effort.rounds):
+        with ExitStack() as stack:
+            of = f"round {round + 1} of {effort.rounds}"
+            status(f"{of}: finding saturation")
+            addresses = {
+                kind: stack.enter_context(jaxrank_server({model.name: built.bundle}, *options)).address
+                for kind, options in servers.items()
+            }
+            rates = [
+                send(
+                    addresses[PLAIN], seconds=effort.closed_seconds, deadline=_NO_DEADLINE,
+                    clients=2 * usable_cores(),
+                )
+                for _ in range(2)
+            ]  # fmt: skip
+            saturation = rates[-1].goodput(math.inf)
+            if not saturation:
+                raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
+            samples: dict[str, dict[float, Sample]] = {kind: {} for kind in addresses}
+            for multiple in effort.multiples:
+                for kind, address in addresses.items():
+                    status(f"{of}: {kind}, {multiple:g} of saturation")
+                    seconds = effort.settle + effort.seconds
+                    seed = int(10 * multiple) + 100 * round
+                    samples[kind][multiple] = send(
+                        address, times=ARRIVALS[arguments.arrivals](multiple * saturation, seconds, seed),
+                        seconds=seconds, settle=effort.settle, deadline=found.slo_ms / 1e3,
+                    )  # fmt: skip
+            overload.rounds.append(samples)

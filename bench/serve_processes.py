@@ -1,6 +1,7 @@
 """The servers of the suite `serve`, each a process of its own on a free port of this machine."""
 
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,7 @@ def _running(command: Sequence[str]) -> Iterator[Running]:
             ends = time.monotonic() + _START_SECONDS
             while not (found := re.search(r"serving on (\S+):", said.read_text())):
                 if process.poll() is not None or time.monotonic() > ends:
-                    raise RuntimeError(f"{' '.join(command)} did not serve:\n{said.read_text()[-2000:]}")
+                    raise RuntimeError(f"{shlex.join(command)} did not serve:\n{said.read_text()[-2000:]}")
                 time.sleep(0.05)
             yield Running(found.group(1), process.pid)
         finally:

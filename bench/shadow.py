@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 from rich.table import Table
 
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, mean_ratio
 from bench.workloads import WorkloadError, read_traffic
 from jaxrank import bundle as files
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
     measured = figures(found)
     if options.out is not None:
-        write_results(options.out, "shadow", " ".join(["python -m bench shadow", *(argv or ())]), measured)
+        write_results(options.out, "shadow", suite_command("shadow", argv or ()), measured)
     _print(measured, found)
     if beyond := found.beyond(options.min_top_k):
         for line in beyond:
@@ -305,23 +305,10 @@ def figures(found: Differences) -> list[Figure]:
         times = {name: Timing(np.array(s)[:, None] * 1e3) for name, s in found.seconds.items()}
         for name, timing in times.items():
             for label, share in (("p50", 0.5), ("p99", 0.99)):
-                e = timing.percentile(share)
-                made.append(
-                    Figure(name=f"{name}_{label}", value=e.value, unit="ms", lo=e.lo, hi=e.hi, runs=runs)
-                )
+                made.append(timing.percentile(share).figure(f"{name}_{label}", "ms", runs))
         ratio = mean_ratio([(times[CANDIDATE], times[INCUMBENT])])
         note = "the candidate's median over the incumbent's, one request at a time"
-        made.append(
-            Figure(
-                name="latency_ratio",
-                value=ratio.value,
-                unit="ratio",
-                lo=ratio.lo,
-                hi=ratio.hi,
-                runs=runs,
-                note=note,
-            )
-        )
+        made.append(ratio.figure("latency_ratio", "ratio", runs, note))
     return made
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from jaxrank.bundle import read_manifest
 from jaxrank.certificate import Example, load_examples
 from serving.client import PredictClient
@@ -254,10 +254,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     figures = soak([subject(bundle) for bundle in options.bundles], options.minutes)
-    named = " ".join(str(bundle.name) for bundle in options.bundles)
-    write_results(
-        options.results, "soak", f"python -m bench soak {named} --minutes {options.minutes:g}", figures
-    )
+    named = [bundle.name for bundle in options.bundles]
+    command = suite_command("soak", [*named, "--minutes", f"{options.minutes:g}"])
+    write_results(options.results, "soak", command, figures)
     for figure in figures:
         Console().print(f"{figure.name:20} {figure.value:12.4g} {figure.unit} {figure.note}")
     if any(f.value for f in figures if f.name in ("soak_wrong_scores", "soak_failed")):

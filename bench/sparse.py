@@ -2,9 +2,9 @@
 takes in all: `python -m bench sparse`. `python -m bench host` and `updates` have more of the latter; what
 they wrote beside this suite's file at the same commit is taken from there.
 
-Every pair runs in turns in one process, on the same rows in huge pages. The roofline is the plainest C++ loop
-that fetches ahead, on one thread, as our lookups then are; beside the other libraries, which take all cores,
-ours have a pool of all cores, too.
+Every pair runs in turns in one process, on the same rows in huge pages, and in several fresh processes. The
+roofline is the plainest C++ loop that fetches ahead, on one thread, as our lookups then are; beside the other
+libraries, which take all cores, ours have a pool of all cores, too.
 """
 
 import argparse
@@ -15,23 +15,26 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table as Page
 
 from bench import host_program, updates
 from bench.draws import BAG, Bags, draw
-from bench.results import Figure, NotMeasured, figures_of_this_commit, write_results
-from bench.timing import Timing, interleaved
+from bench.processes import Status, fresh
+from bench.results import Figure, NotMeasured, figures_of_this_commit, suite_command, write_results
+from bench.timing import Timing, interleaved, mean_ratio
 from serving.tables import Lookup, Table, TableWriter, WorkerPool, open_table
 
 RESULTS = Path("bench/results/sparse.json")
 SOURCE = Path(__file__).with_name("sparse_roofline.cc")
 DIMS = (8, 16, 64, 128)
+PROCESSES = 3
 SETS = 8
 """Draws of ids that calls take in turns, so that no call finds the rows of the one before in a cache."""
 
@@ -49,7 +52,7 @@ class Sizes:
 FULL = Sizes(
     table_bytes=1 << 30,
     ids=100_000,
-    rounds=25,
+    rounds=10,
     growth=(10**5, 10**6, 10**7, 10**8),
     host=host_program.FULL,
     updates=updates.FULL,
@@ -62,6 +65,7 @@ QUICK = Sizes(
     host=host_program.QUICK,
     updates=updates.QUICK,
 )
+_PEERS_DIM = 64
 OF_HOST = ("host_program_ms_100x500", "allocations_per_request", "page_faults_per_1000_requests")
 """What the suite takes of `python -m bench host`."""
 
@@ -118,9 +122,33 @@ class Turns:
         self._at += 1
 
 
-def fractions(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
-    """Our lookups on one thread as a share of the roofline."""
-    plain, rng, figures = roofline(directory), np.random.default_rng(1), []
+@dataclass
+class Times:
+    """What one process measured."""
+
+    rooflines: dict[tuple[str, int], dict[str, Timing]] = field(default_factory=dict)
+    """By distribution and columns: ours and the plain loop's."""
+    peers: dict[str, Timing] = field(default_factory=dict)
+    """By library, ours among them."""
+    growth: dict[int, dict[str, Timing]] = field(default_factory=dict)
+    """By rows of the table: lookups, and opening it."""
+    bytes: dict[int, int] = field(default_factory=dict)
+    """Of the table's file, by rows."""
+    missing: list[NotMeasured] = field(default_factory=list)
+
+
+def measure(say: Status, directory: Path, sizes: Sizes) -> Times:
+    """All lookups in this process."""
+    found = Times()
+    _rooflines(found, directory, sizes, say)
+    _peers(found, directory, sizes, say)
+    _growth(found, directory, sizes, say)
+    return found
+
+
+def _rooflines(found: Times, directory: Path, sizes: Sizes, say: Status) -> None:
+    """Our lookups on one thread, and the roofline."""
+    plain, rng = roofline(directory), np.random.default_rng(1)
     for dim in DIMS:
         rows = sizes.table_bytes // (4 * dim)
         with made(directory, rows, dim) as table:
@@ -136,24 +164,26 @@ def fractions(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
                     plain(table, turns.now(), turns.out)
                     turns.advance()
 
-                times = interleaved(
+                times = found.rooflines[name, dim] = interleaved(
                     {"ours": ours, "roofline": theirs}, rounds=sizes.rounds, per_round=2, pause_s=0
                 )
-                share = times["roofline"].median / times["ours"].median
-                note = f"{rows:,} rows of {dim}: {per_row(times['ours'], sizes):.1f} ns a row, "
-                note += f"roofline {per_row(times['roofline'], sizes):.1f}"
-                console.print(f"{name} {dim}: {share:.2f} of the roofline; {note}")
-                figures.append(
-                    Figure(
-                        name=f"roofline_fraction_{name}_{dim}",
-                        value=round(share, 3),
-                        unit="ratio",
-                        runs=times["ours"].runs,
-                        note=note,
-                    )
-                )
-    lowest = min(f.value for f in figures)
-    return [Figure(name="roofline_fraction_min", value=lowest, unit="ratio", note="of all below"), *figures]
+                say(f"{name} {dim}: {times['roofline'].median / times['ours'].median:.2f} of the roofline")
+
+
+def fractions(found: Sequence[Times], sizes: Sizes) -> list[Figure]:
+    """Our lookups on one thread as a share of the roofline."""
+    figures = []
+    for name, dim in found[0].rooflines:
+        ours, plain = (
+            Timing.joined([t.rooflines[name, dim][of] for t in found]) for of in ("ours", "roofline")
+        )
+        note = f"{sizes.table_bytes // (4 * dim):,} rows of {dim}: {per_row(ours, sizes):.1f} ns a row, "
+        note += f"roofline {per_row(plain, sizes):.1f}"
+        share = mean_ratio([(plain, ours)])
+        figures.append(share.figure(f"roofline_fraction_{name}_{dim}", "ratio", ours.runs, note))
+    lowest = min(figures, key=lambda f: f.value)
+    note = f"the least of all below: {lowest.name}"
+    return [msgspec.structs.replace(lowest, name="roofline_fraction_min", note=note), *figures]
 
 
 def per_row(timing: Timing, sizes: Sizes) -> float:
@@ -161,9 +191,9 @@ def per_row(timing: Timing, sizes: Sizes) -> float:
     return timing.median * 1e6 / sizes.ids
 
 
-def peers(directory: Path, sizes: Sizes, console: Console) -> tuple[list[Figure], list[NotMeasured]]:
+def _peers(found: Times, directory: Path, sizes: Sizes, say: Status) -> None:
     """Mean pools beside the ways of other libraries to do them."""
-    dim, rng, figures, missing = 64, np.random.default_rng(2), [], []
+    dim, rng = _PEERS_DIM, np.random.default_rng(2)
     rows = sizes.table_bytes // (4 * dim)
     with made(directory, rows, dim) as table:
         turns = Turns([draw(rng, rows, sizes.ids, True) for _ in range(SETS)], dim)
@@ -179,22 +209,25 @@ def peers(directory: Path, sizes: Sizes, console: Console) -> tuple[list[Figure]
             try:
                 calls.update(make(weights, turns))
             except ImportError as error:
-                missing.append(NotMeasured(name=f"speedup_vs_{name}_lookup", why=f"{error}; pip install it"))
+                why = f"{error}; pip install it"
+                found.missing.append(NotMeasured(name=f"speedup_vs_{name}_lookup", why=why))
         _agree(calls, turns)
-        times = interleaved(calls, rounds=sizes.rounds, advance=turns.advance)
-    for name, timing in times.items():
-        if name == "ours":
-            continue
-        ratio = timing.median / times["ours"].median
-        note = f"mean of {BAG} rows of {dim} on average, zipf, {rows:,} rows: {timing.median:.2f} ms, "
-        note += f"ours {times['ours'].median:.2f}"
-        console.print(f"{name}: {ratio:.1f} times; {note}")
-        figures.append(
-            Figure(
-                name=f"speedup_vs_{name}", value=round(ratio, 2), unit="ratio", runs=timing.runs, note=note
-            )
+        found.peers = interleaved(calls, rounds=sizes.rounds, advance=turns.advance)
+    say(", ".join(f"{name} {timing.median:.2f} ms" for name, timing in found.peers.items()))
+
+
+def speedups(found: Sequence[Times], sizes: Sizes) -> list[Figure]:
+    """How many times longer other libraries take."""
+    times = {name: Timing.joined([t.peers[name] for t in found]) for name in found[0].peers}
+    rows, ours = sizes.table_bytes // (4 * _PEERS_DIM), times.pop("ours")
+    what = f"mean of {BAG} rows of {_PEERS_DIM} on average, zipf, {rows:,} rows"
+    return [
+        mean_ratio([(timing, ours)]).figure(
+            f"speedup_vs_{name}", "ratio", timing.runs,
+            f"{what}: {timing.median:.2f} ms, ours {ours.median:.2f}",
         )
-    return figures, missing
+        for name, timing in times.items()
+    ]  # fmt: skip
 
 
 def _numpy(weights: np.ndarray, turns: Turns) -> dict[str, Callable[[], Any]]:
@@ -264,9 +297,9 @@ def _agree(calls: dict[str, Callable[[], Any]], turns: Turns) -> None:
             np.testing.assert_allclose(found, turns.out[: len(found)], atol=1e-5, err_msg=name)
 
 
-def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
-    """Nanoseconds of a row as the table grows: 32 bytes, uniform, on one thread."""
-    figures, rng, dim = [], np.random.default_rng(3), 8
+def _growth(found: Times, directory: Path, sizes: Sizes, say: Status) -> None:
+    """A lookup as the table grows: 32 bytes, uniform, on one thread."""
+    rng, dim = np.random.default_rng(3), 8
     for rows in sizes.growth:
         with made(directory, rows, dim) as table:
             turns = Turns([draw(rng, rows, sizes.ids, False) for _ in range(SETS)], dim)
@@ -275,29 +308,22 @@ def growth(directory: Path, sizes: Sizes, console: Console) -> list[Figure]:
                 bags = turns.now()
                 table.pool(bags.ids, bags.offsets, None, "sum", None, turns.out)
 
-            found = interleaved({"ours": ours}, rounds=sizes.rounds, pause_s=0, advance=turns.advance)["ours"]
-            opened = interleaved({"open": lambda path=table.path: open_table(path)}, rounds=5)["open"]
-            size = Path(table.path).stat().st_size
-        figures.append(
-            Figure(
-                name=f"open_ms_{rows}_rows",
-                value=round(opened.median, 3),
-                unit="ms",
-                runs=opened.runs,
-                note=f"mapped, {size / 1e9:.2g} GB, its checksums compared as rows are read",
-            )
-        )
-        cost = per_row(found, sizes)
-        console.print(f"{rows:,} rows: {cost:.1f} ns a row")
-        figures.append(
-            Figure(
-                name=f"ns_per_row_{rows}_rows",
-                value=round(cost, 2),
-                unit="ns",
-                runs=found.runs,
-                note="dim 8, uniform",
-            )
-        )
+            lookups = interleaved({"ours": ours}, rounds=sizes.rounds, pause_s=0, advance=turns.advance)
+            opened = interleaved({"open": lambda path=table.path: open_table(path)}, rounds=5)
+            found.growth[rows] = lookups | opened
+            found.bytes[rows] = Path(table.path).stat().st_size
+        say(f"{rows:,} rows: {per_row(lookups['ours'], sizes):.1f} ns a row")
+
+
+def growth(found: Sequence[Times], sizes: Sizes) -> list[Figure]:
+    """Milliseconds to open a table, and nanoseconds of a row, by its size."""
+    figures = []
+    for rows, size in found[0].bytes.items():
+        ours, opened = (Timing.joined([t.growth[rows][of] for t in found]) for of in ("ours", "open"))
+        note = f"mapped, {size / 1e9:.2g} GB, its checksums compared as rows are read"
+        figures.append(opened.estimate.figure(f"open_ms_{rows}_rows", "ms", opened.runs, note))
+        row = ours.scaled(1e6 / sizes.ids).estimate
+        figures.append(row.figure(f"ns_per_row_{rows}_rows", "ns", ours.runs, "dim 8, uniform"))
     return figures
 
 
@@ -309,7 +335,7 @@ def _of_host(
     if all(name in known for name in OF_HOST):
         console.print("the host half: as in host.json")
         return [known[name] for name in OF_HOST], []
-    of_host, not_run = host_program.measure(sizes.host, beside=False)
+    of_host, not_run = host_program.measure(sizes.host, beside=False, say=console.print)
     return [f for f in of_host if f.name in OF_HOST], not_run
 
 
@@ -323,7 +349,7 @@ def _kills(directory: Path, sizes: Sizes, arguments: argparse.Namespace, console
 
 
 def _known(suite: str, arguments: argparse.Namespace) -> dict[str, Figure]:
-    command = f"python -m bench {suite}" + (" --quick" if arguments.quick else "")
+    command = suite_command(suite, ["--quick"] if arguments.quick else [])
     return figures_of_this_commit(arguments.out.parent / f"{suite}.json", command)
 
 
@@ -339,14 +365,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     console, sizes = Console(stderr=True), QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as work:
-        figures = fractions(Path(work), sizes, console)
-        compared, missing = peers(Path(work), sizes, console)
-        figures += compared + growth(Path(work), sizes, console)
+        found = [fresh(measure, Path(work), sizes, status=console.print) for _ in range(PROCESSES)]
+        figures = fractions(found, sizes) + speedups(found, sizes) + growth(found, sizes)
         of_host, not_run = _of_host(sizes, arguments, console)
         figures += of_host
         figures.append(_kills(Path(work), sizes, arguments, console))
-    command = "python -m bench sparse" + (" --quick" if arguments.quick else "")
-    write_results(arguments.out, "sparse", command, figures, [*missing, *not_run])
+    command = suite_command("sparse", ["--quick"] if arguments.quick else [])
+    write_results(arguments.out, "sparse", command, figures, [*found[0].missing, *not_run])
     page = Page("figure", "value", "unit", "note")
     for f in figures:
         page.add_row(f.name, f"{f.value:g}", f.unit, f.note)

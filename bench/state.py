@@ -21,7 +21,7 @@ from rich.console import Console
 from bench.dense import WORK
 from bench.dense_build import build
 from bench.dense_models import MODELS, DenseModel
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, interleaved
 from serving.client import PredictClient
 from serving.engines import StatefulEngine
@@ -145,10 +145,9 @@ def measure(model: DenseModel, bundle: Path, sizes: Sizes, console: Console) -> 
 
     def add(name: str, timings: dict[str, Timing], unit: str = "ms", scale: float = 1.0) -> None:
         for key, t in timings.items():
-            value, lo, hi = (v * scale for v in (t.median, t.lo, t.hi))
-            full = f"{model.name}_{name.format(key)}"
-            figures.append(Figure(name=full, value=value, unit=unit, lo=lo, hi=hi, runs=t.runs))
-            console.print(f"{full}: {value:.3g} {unit} ({lo:.3g} to {hi:.3g})")
+            found, full = t.scaled(scale).estimate, f"{model.name}_{name.format(key)}"
+            figures.append(found.figure(full, unit, t.runs))
+            console.print(f"{full}: {found.value:.3g} {unit} ({found.lo:.3g} to {found.hi:.3g})")
 
     add("{}", costs(bundle, users, sizes.costs), "us", 1e3)
     with tempfile.TemporaryDirectory() as directory:
@@ -197,4 +196,4 @@ def main(arguments: list[str]) -> None:
     for name in options.models:
         bundle = build(models[name], options.work, console.print).bundle
         figures += measure(models[name], bundle, sizes, console)
-        write_results(options.out, "state", " ".join(["python -m bench state", *arguments]), figures)
+        write_results(options.out, "state", suite_command("state", arguments), figures)

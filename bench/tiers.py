@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.tiers_bundle import write_bundle, write_random_table
 from bench.tiers_kills import push_with_kills
 from bench.timing import Timing, interleaved
@@ -67,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work, running_cluster(Path(".cache/redis"), Path(work)) as cluster:
-        command = "python -m bench tiers " + " ".join(argv or ())
+        command = suite_command("tiers", argv or ())
         figures = _measure(Path(work), cluster, options)
-        write_results(options.out, "tiers", command.strip(), figures)
+        write_results(options.out, "tiers", command, figures)
         # The longest part: what was measured before it is kept if it is interrupted.
         figures += _kills(Path(work) / "bundle", Path(work) / "tables.json", options.kills)
-        write_results(options.out, "tiers", command.strip(), figures)
+        write_results(options.out, "tiers", command, figures)
     for figure in figures:
         results_console().print(
             f"{figure.name}: {figure.value:,.4g} {figure.unit}  {figure.note}", highlight=False
@@ -307,9 +307,7 @@ def _each(tier: Any, requests: Requests) -> Callable[[], None]:
 
 
 def _figure(name: str, timing: Timing, note: str) -> Figure:
-    return Figure(
-        name=name, value=timing.median, unit="ms", lo=timing.lo, hi=timing.hi, runs=timing.runs, note=note
-    )
+    return timing.estimate.figure(name, "ms", timing.runs, note)
 
 
 def _used_memory(cluster: Cluster) -> int:

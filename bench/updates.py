@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from bench.draws import draw
-from bench.results import Figure, write_results
+from bench.results import Figure, suite_command, write_results
 from bench.timing import interleaved
 from bench.updates_kills import apply_with_kills
 from serving.tables import Table, TableWriter, apply_deltas, open_table, overlaid, read_delta, write_delta
@@ -148,5 +148,4 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
         figures = lookup_costs(Path(name), sizes, console)
         figures.append(kills(Path(name), sizes, console))
-    command = " ".join(["python -m bench updates", *arguments])
-    write_results(options.out, "updates", command, figures)
+    write_results(options.out, "updates", suite_command("updates", arguments), figures)

@@ -14,7 +14,6 @@ OUT/<model>/source_weights.npz           their weights, without those that weigh
 OUT/<model>/meta.json                    what run.py asks
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -28,7 +27,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from bench.dense import TOLERANCE, WORK, largest_error
+from bench.dense import TOLERANCE, largest_error
+from bench.gpu.kits import KitError, parse, writing
 from bench.results import commit
 from jaxrank.errors import JaxrankError
 
@@ -50,35 +50,9 @@ RUNTIME = "pip download --only-binary=:all: --python-version 3.12 --no-deps iree
 _SEED = 7_300
 
 
-class KitError(JaxrankError):
-    """A kit that cannot be written, or would be wrong."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.pack", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the kit, a new directory")
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="of the suite dense (all)")
-    parser.add_argument(
-        "--target", default="cuda:sm_80", help="cuda:sm_80, cuda:sm_89, vulkan, cpu, ... (%(default)s)"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=WORK, metavar="DIR",
-        help="models and bundles, kept for the next run (%(default)s)",
-    )  # fmt: skip
-    arguments = parser.parse_args(argv)
-    from converters.tensorflow_logs import import_quietly
-
-    import_quietly()
-    from bench.dense_models import MODELS
-
-    unknown = sorted(set(arguments.models) - {m.name for m in MODELS})
-    if unknown:
-        known = ", ".join(m.name for m in MODELS)
-        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {known}")
-    chosen = [m for m in MODELS if not arguments.models or m.name in arguments.models]
+    arguments, chosen = parse(argv, "bench.gpu.pack", __doc__, ())
     try:
         sizes = pack(chosen, arguments.out, arguments.target, arguments.work, print)
     except JaxrankError as error:
@@ -109,20 +83,14 @@ def pack(
     TensorFlow's. `CompileError`: what the compiler refuses.
     """
     from bench.dense_build import build
-    from mlir_pipeline.iree import parse_target
 
-    parse_target(target)
-    if out.exists():
-        raise KitError(f"{out} exists; remove it, or choose another directory")
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     sizes: dict[str, int] = {}
-    try:
+    with writing(out, target) as part:
         for model in models:
             built = build(model, work, progress, target)
             progress(f"{model.name}: packing")
             directory = part / model.name
-            directory.mkdir(parents=True)
+            directory.mkdir()
             refused = _pack_model(model, built, target, directory)
             if refused:
                 progress(f"{model.name}: {refused}")
@@ -130,9 +98,6 @@ def pack(
         shutil.copy(Path(__file__).with_name("run.py"), part)
         _write_json(part / "kit.json", {"target": target, "models": list(sizes), "commit": commit()})
         refuse_too_large(sizes)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return sizes
 
 

@@ -8,7 +8,6 @@ OUT/<model>/requests.msgpack  requests of bench/serve_load.py
 OUT/<model>/scores.npz        TensorFlow's for the first of them
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -22,8 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import msgspec
 import numpy as np
 
-from bench.dense import WORK
-from bench.gpu.pack import KitError
+from bench.gpu.kits import KitError, parse, writing
 from bench.gpu.serve import KIT, REQUESTS, SCORES, Kit, Packed
 from bench.results import commit
 from jaxrank.errors import JaxrankError
@@ -41,29 +39,9 @@ have 31."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.pack_serve", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the kit, a new directory")
-    parser.add_argument(
-        "--models", nargs="+", default=["mmoe"], metavar="NAME", help="of the suite dense (mmoe)"
-    )
-    parser.add_argument("--target", default="cuda:sm_80", help="cuda:sm_80, vulkan, cpu, ... (%(default)s)")
-    parser.add_argument(
-        "--work", type=Path, default=WORK, metavar="DIR",
-        help="models and bundles, kept for the next run (%(default)s)",
-    )  # fmt: skip
-    arguments = parser.parse_args(argv)
-    from converters.tensorflow_logs import import_quietly
-
-    import_quietly()
-    from bench.dense_models import MODELS
-
-    known = {m.name: m for m in MODELS}
-    if unknown := sorted(set(arguments.models) - set(known)):
-        raise SystemExit(f"there is no model {', '.join(unknown)}; models are: {', '.join(known)}")
+    arguments, chosen = parse(argv, "bench.gpu.pack_serve", __doc__, ("mmoe",))
     try:
-        size = pack([known[n] for n in arguments.models], arguments.out, arguments.target, arguments.work)
+        size = pack(chosen, arguments.out, arguments.target, arguments.work)
     except JaxrankError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{size / 2**20:.1f} MiB; the wheels, for the Python there:")
@@ -94,17 +72,11 @@ def pack(
     from bench.dense_build import build
     from bench.serve_requests import requests
     from converters.loaders import load
-    from mlir_pipeline.iree import parse_target
     from serving.wire import predict_pb2 as pb
     from serving.wire.codec import decode
 
-    parse_target(target)
-    if out.exists():
-        raise KitError(f"{out} exists; remove it, or choose another directory")
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     packed = []
-    try:
+    with writing(out, target) as part:
         for model in models:
             built = build(model, work, progress, target)
             chosen = choose_target(built.bundle, built.manifest, target)
@@ -120,9 +92,6 @@ def pack(
         size = sum(p.stat().st_size for p in part.rglob("*") if p.is_file())
         if size > LIMIT:
             raise KitError(f"the kit has {size >> 20} MiB, more than {LIMIT >> 20}; leave out some --models")
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return size
 
 

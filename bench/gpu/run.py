@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -321,6 +322,7 @@ class Results:
     ) -> None:
         """One measured value."""
         held = {"name": name, "value": value, "unit": unit, "lo": lo, "hi": hi, "runs": runs, "note": note}
+        held["interval"] = ""  # none: lo and hi are percentiles of runs
         self.figures.append(held)
         print(f"{name:<40} {value:12.4g} {unit}", flush=True)
 
@@ -333,7 +335,7 @@ class Results:
 
     def write(self) -> None:
         """Writes the file in one step."""
-        document = {**self.document, "figures": self.figures, "not_measured": self.missing}
+        document = {**self.document, "figures": self.figures, "not_measured": self.missing, "gflops": None}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         work = self.path.with_suffix(".tmp")
         work.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
@@ -417,7 +419,7 @@ def main() -> None:
         parser.error(f"the kit is compiled for {kit['target']}: --device {driver}")
     # The kit's path belongs to one machine, not to the figures.
     command = f"python run.py --device {arguments.device}"
-    command += f" --models {' '.join(arguments.models)}" if arguments.models else ""
+    command += f" --models {shlex.join(arguments.models)}" if arguments.models else ""
     command += f" --rounds {arguments.rounds} --per-round {arguments.per_round}"
     command += f" --tolerance {arguments.tolerance:g}" if arguments.tolerance else ""
     command += f" --seconds {arguments.seconds:g}" if arguments.seconds else ""

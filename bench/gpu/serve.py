@@ -29,7 +29,7 @@ from bench.serve_load import Load, LoadClient, Requests, Sample
 from bench.serve_processes import jaxrank_server
 from bench.serve_report import of_model, of_overload
 from bench.serve_requests import scores
-from bench.serve_search import Point, Search
+from bench.serve_search import Search
 from bench.workloads import poisson
 from serving.cores import usable_cores
 
@@ -154,22 +154,22 @@ def measure(
         measured.closed[OURS] = saturation = run.closed().goodput(math.inf)
         if not saturation:
             raise ResultsError("the server answered no request of a closed loop")
-        measured.searches[OURS] = search = Search(1.2 * saturation, slo_ms)
+        search = Search(1.2 * saturation, slo_ms)
+        measured.searches[OURS] = [search]
         for step in range(effort.steps):
             if not run.time_for(effort.seconds):
                 why = f"{late} after {step} of {effort.steps} rates"
                 missing.append(NotMeasured(name=f"{model.name}/p99/{OURS}", why=why))
                 break
             search.record(run.arriving(search.next_rate(), step))
-        overload = Overload(model.name, engine, saturation)
+        samples: dict[float, Sample] = {}
         for multiple in MULTIPLES if model == packed.models[0] else ():
             if run.time_for(effort.settle + effort.seconds):
-                sample = run.arriving(multiple * saturation, int(10 * multiple), effort.settle)
-                overload.points.setdefault(PLAIN, []).append(Point(multiple * saturation, sample))
+                samples[multiple] = run.arriving(multiple * saturation, int(10 * multiple), effort.settle)
             else:
                 missing.append(NotMeasured(name=f"{model.name}/goodput/plain/{multiple:g}", why=late))
-    figures = [*of_model(measured), *(of_overload(overload, slo_ms) if overload.points else ())]
-    return figures, missing
+    overload = Overload(model.name, engine, [{PLAIN: samples}])
+    return [*of_model(measured), *(of_overload(overload, slo_ms) if samples else ())], missing
 
 
 def _error(run: Run) -> float:

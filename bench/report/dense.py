@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.dense import TOLERANCE
+from bench.dense_report import VS_BEST
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, counted, number, times
 from bench.results import Figure, Results
 
 OURS, TENSORFLOW = "jaxrank", "tensorflow"
 LEVEL = 1.03
-"""Times that differ by less are called level."""
+"""What differs by less is called level, and so is what differs by more where the interval of the ratio has 1
+in it."""
 _ENGINES = (
     "jaxrank",
     "tensorflow",
@@ -51,6 +53,12 @@ class Model:
         return min(others, key=lambda e: found[e].value, default=None)
 
 
+def level_at(ratio: float, measured: Figure | None) -> bool:
+    """Whether a ratio is as good as 1, where `measured` is the same with its interval, if there is one."""
+    lo, hi = (None, None) if measured is None else (measured.lo, measured.hi)
+    return 1 / LEVEL < ratio < LEVEL or (lo is not None and hi is not None and lo <= 1 <= hi)
+
+
 def models(results: Results) -> list[Model]:
     """In the order of the file."""
     found: dict[str, Model] = {}
@@ -84,10 +92,10 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
             ratio = None if rival is None else m.speedup(rows, rival)
             if rival is None or ratio is None:
                 continue
-            if ratio >= LEVEL:
-                ahead[rows] = ratio
-            elif ratio > 1 / LEVEL:
+            if level_at(ratio, m.others.get(f"{VS_BEST}/{rows}")):
                 even.append(f"{counted([rows])} ({rival})")
+            elif ratio > 1:
+                ahead[rows] = ratio
             else:
                 behind.append(f"{counted([rows])} ({rival}, {times(1 / ratio)} as fast)")
         if ahead:

@@ -6,7 +6,7 @@ from functools import partial
 
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, times, with_interval
-from bench.report.dense import LEVEL
+from bench.report.dense import level_at
 from bench.results import Figure, Results
 
 Series = Mapping[str, Sequence[float | None]]
@@ -75,10 +75,10 @@ def contests(results: Mapping[str, Results]) -> tuple[list[str], list[str], list
     wins, level, losses = [], [], []
     for figure in _rivals(results):
         name = _RIVALS[figure.name]
-        if figure.value >= LEVEL:
-            wins.append(f"Beside {name}: {times(figure.value)} as fast.")
-        elif figure.value > 1 / LEVEL:
+        if level_at(figure.value, figure):
             level.append(f"Beside {name}.")
+        elif figure.value > 1:
+            wins.append(f"Beside {name}: {times(figure.value)} as fast.")
         else:
             losses.append(f"Beside {name}: it is {times(1 / figure.value)} as fast.")
     sparse = results.get("sparse")

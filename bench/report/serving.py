@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, number, times, with_interval
-from bench.report.dense import LEVEL, OURS, TENSORFLOW
+from bench.report.dense import OURS, TENSORFLOW, level_at
 from bench.results import Figure, Results
 
 KINDS = {"plain": "without degradation", "degraded": "with degradation"}
@@ -43,13 +43,13 @@ def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
             told = f"Serving {model}, requests/s with {promise(results)}: "
             told += f"jaxrank {number(ours)}, {server} {number(theirs)}"
             if not ours:
-                losses.append(f"{told}; jaxrank did not keep the promise at any rate tried.")
+                losses.append(f"{told}; jaxrank did not keep the promise in every round.")
             elif not theirs:
-                wins.append(f"{told}; {server} did not keep the promise at any rate tried.")
-            elif ours / theirs >= LEVEL:
-                wins.append(f"{told}: {times(ours / theirs)} as many.")
-            elif ours / theirs > 1 / LEVEL:
+                wins.append(f"{told}; {server} did not keep the promise in every round.")
+            elif level_at(ours / theirs, results.figure(f"{model}/throughput_vs_{server}")):
                 level.append(f"{told}.")
+            elif ours > theirs:
+                wins.append(f"{told}: {times(ours / theirs)} as many.")
             else:
                 losses.append(f"{told}: {times(theirs / ours)} as many there.")
     return wins, level, losses

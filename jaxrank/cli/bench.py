@@ -136,17 +136,18 @@ def bench_compare(
         ),
     ] = False,
 ) -> None:
-    """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow.
+    """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow, or 2 where the
+    machine itself computed faster or slower then.
 
-    Where both runs have an interval for a figure and these overlap, a worse value is unclear, not a
-    regression. A figure that the new run tried and did not get is one.
+    Where both runs have an interval for a figure and it is worse by less than these together, it is unclear,
+    not a regression. A figure that the new run tried and did not get is one.
     """
-    from bench.compare import compare, differences, table
+    from bench.compare import compare, differences, other_speeds, table
     from bench.results import read_all
 
     before, after = read_all(old), read_all(new)
     if agree:
-        return _agree(before, after)
+        return _agree(before, after, ratios)
     changes = compare(before, after, allowed=allow, ratios_only=ratios)
     console = results_console()
     console.print(table(changes))
@@ -159,17 +160,24 @@ def bench_compare(
         console.print(line, style="bold red", highlight=False, markup=False)
     judged = sum(c.judged for c in changes)
     console.print(f"{judged} figures judged, {len(worse)} worse by over {allow:.0%}", highlight=False)
+    if worse and (speeds := other_speeds(before, after)):
+        for line in speeds:
+            console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
+        console.print("not decided: measure both again on a machine that is equally fast", highlight=False)
+        raise typer.Exit(2)
     if worse:
         raise typer.Exit(1)
 
 
-def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]") -> None:
-    from bench.compare import agreement, with_interval
+def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]", ratios: bool) -> None:
+    from bench.compare import agreement, other_speeds, with_interval
 
-    found, console = agreement(first, second), results_console()
+    found, console = agreement(first, second, ratios_only=ratios), results_console()
     for suite, one, other in found.apart:
         line = f"apart: {suite} {one.name}: {with_interval(one)} and {with_interval(other)} {one.unit}"
         console.print(line, style="bold red", highlight=False, markup=False)
+    for line in other_speeds(first, second):
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
     agreeing = found.figures - len(found.apart)
     console.print(f"{agreeing} of {found.figures} figures agree within their intervals", highlight=False)
     if not found.holds:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import dense_models
+from bench import dense, dense_models
 from bench.dense_build import build
 from tests.shared import Once
 
@@ -24,3 +24,10 @@ def work(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     tiny = once("tiny", lambda directory: build(TINY, directory))
     return shutil.copytree(tiny, work, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite `dense` measures in two rounds in this process, which knows the tests' models."""
+    monkeypatch.setattr(dense, "PROCESSES", 2)
+    monkeypatch.setattr(dense, "fresh", lambda call, *arguments, status: call(status, *arguments))

@@ -1,6 +1,7 @@
 """Two runs beside each other, and the table that says which direction is better."""
 
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,16 @@ import pytest
 
 from bench.compare import agreement, compare, differences
 from bench.directions import rule
-from bench.results import Figure, NotMeasured, Results, ResultsError, read_all, read_results, write_results
+from bench.results import (
+    Figure,
+    NotMeasured,
+    Results,
+    ResultsError,
+    read_all,
+    read_results,
+    suite_command,
+    write_results,
+)
 from bench.serve_report import ELSEWHERE
 from tests.command_line import jaxrank
 
@@ -37,7 +47,14 @@ def _speedup(value: float) -> Figure:
         pytest.param(_ms(10), _ms(10.9), "same", id="within"),
         pytest.param(_ms(10), _ms(11.1), "worse", id="slower"),
         pytest.param(_ms(10), _ms(8.9), "better", id="faster"),
-        pytest.param(_ms(10, 9, 12), _ms(12, 11, 13), "unclear", id="intervals overlap"),
+        pytest.param(_ms(10, 9, 12), _ms(12, 11, 13), "unclear", id="within both intervals"),
+        pytest.param(_ms(10, 9, 11.2), _ms(12, 11, 13), "worse", id="intervals just overlap"),
+        pytest.param(
+            msgspec.structs.replace(_speedup(2.0), lo=1.8, hi=2.1),
+            msgspec.structs.replace(_speedup(1.75), lo=1.7, hi=1.95),
+            "unclear",
+            id="larger is better, within both",
+        ),
         pytest.param(_ms(10, 9, 11), _ms(12, 11.5, 13), "worse", id="intervals apart"),
         pytest.param(_ms(10, 9, 12), _ms(12), "worse", id="one interval says nothing"),
         pytest.param(_speedup(2.0), _speedup(1.79), "worse", id="larger is better, smaller"),
@@ -136,8 +153,9 @@ def test_a_check_that_finds_what_is_committed_passes() -> None:
     assert len(changes) > 10 and not [c for c in changes if c.verdict in ("worse", "gone")]
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit codes are for CI."""
+    monkeypatch.setattr("bench.results.computing_speed", lambda: 100.0)
     for name, value in (("old", 10.0), ("new", 10.5), ("slow", 14.0)):
         write_results(tmp_path / name / "dense.json", "dense", "c", [_ms(value)])
     assert jaxrank("bench", "compare", tmp_path / "old", tmp_path / "new").returncode == 0
@@ -175,6 +193,31 @@ def test_two_runs_of_one_commit(tmp_path: Path) -> None:
         assert f"{len(bounded) - apart} of {len(bounded)} figures agree" in done.stdout
 
 
+def test_a_machine_that_is_slower_decides_nothing(tmp_path: Path) -> None:
+    """Its products took twice as long; with the speed that it had, the same figure is a regression."""
+
+    def written(name: str, value: float, gflops: float | None) -> Path:
+        made = msgspec.structs.replace(_run(_speedup(value))["dense"], gflops=gflops)
+        (tmp_path / name).write_bytes(msgspec.json.encode(made))
+        return tmp_path / name
+
+    old = written("old.json", 2.0, 100.0)
+    slow = jaxrank("bench", "compare", old, written("slow.json", 1.5, 50.0))
+    assert slow.returncode == 2 and "100 GFLOP/s in the old run, 50 in the new" in slow.stdout
+    assert jaxrank("bench", "compare", old, written("worse.json", 1.5, 90.0)).returncode == 1
+    assert jaxrank("bench", "compare", old, written("unknown.json", 1.5, None)).returncode == 1
+    assert jaxrank("bench", "compare", old, written("fine.json", 1.95, 50.0)).returncode == 0
+
+
+def test_times_may_be_apart_where_ratios_agree() -> None:
+    """As on a machine that is slower in the second run."""
+    ratio = msgspec.structs.replace(_speedup(2.0), lo=1.9, hi=2.1)
+    first, second = _run(ratio, _ms(10, 9, 11)), _run(ratio, _ms(14, 13, 15))
+    assert not agreement(first, second).holds and agreement(first, second, ratios_only=True).holds
+    slower = msgspec.structs.replace(_speedup(1.5), lo=1.4, hi=1.6)
+    assert not agreement(first, _run(slower, _ms(10, 9, 11)), ratios_only=True).holds
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +232,14 @@ def test_what_are_not_two_runs_of_the_same(change: dict, message: str) -> None:
         agreement(first, {"dense": msgspec.structs.replace(first["dense"], **change)})
     with pytest.raises(ResultsError, match="suites dense and serve"):
         agreement(first, _run(_ms(10, 9, 11), suite="serve"))
+
+
+def test_commands_are_recorded_as_a_shell_takes_them() -> None:
+    """Without where figures and models are kept, however that is written."""
+    arguments = ["my model", "--out", "a dir/x.json", "--work=w", "--name", "it's"]
+    command = suite_command("serve", [*arguments, "--out=b"])
+    assert shlex.split(command) == ["python", "-m", "bench", "serve", "my model", "--name", "it's"]
+    assert "'my model'" in command
 
 
 @pytest.mark.parametrize(

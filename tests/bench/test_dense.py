@@ -14,6 +14,8 @@ from bench.dense import Measured, checked, largest_error, prepare_engines
 from bench.dense_build import build
 from bench.optional_peers import torch_engine
 from bench.peers import Call, Prepare, Task, padded
+from bench.results import NotMeasured
+from bench.timing import Timing
 from serving.host import HostProgramRunner
 from serving.host.program import FeatureBlocks
 from tests.bench.conftest import TINY
@@ -46,6 +48,7 @@ def test_every_engine_gives_tensorflows_scores(engine: str, task: Task) -> None:
         assert largest_error(prepare(_blocks(task, rows))(), _scores(task, rows)) <= 1e-5
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_from_end_to_end(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, on the small model: JSON with the promised names, and no second compilation."""
     monkeypatch.setattr(dense_models, "MODELS", (TINY,))
@@ -133,6 +136,7 @@ def test_a_library_that_is_missing_is_reported(task: Task, monkeypatch: pytest.M
     assert found.missing[-1].name == "tiny/torch_compile" and "pip install torch" in found.missing[-1].why
 
 
+@pytest.mark.usefixtures("here")
 def test_a_model_that_fails_leaves_the_others(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +173,31 @@ def test_bad_arguments(
         run()
     assert message in str(stopped.value) if message else "from 1 to 5000" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_differ() -> None:
+    """An engine that one process refused has no time, one process that timed nothing takes nothing away, and
+    every reason is listed once."""
+
+    def process(engines: str, *missing: str, error: float = 0.0) -> Measured:
+        found = Measured(
+            "din", "", True, error=error, missing=[NotMeasured(name=m, why="no") for m in missing]
+        )
+        if engines:
+            found.times[200] = {name: Timing(np.full((2, 3), 4.0)) for name in engines.split()}
+        return found
+
+    rounds = [
+        process("jaxrank jax", "tvm", error=1e-7),
+        process("jaxrank jax openvino", "tvm"),
+        process("jaxrank openvino", "tvm", "din/jax/200", error=2e-7),
+        process("", "din"),
+    ]
+    both = dense.joined(rounds)
+    assert list(both.times) == [200] and list(both.times[200]) == ["jaxrank"]
+    assert both.times[200]["jaxrank"].milliseconds.shape == (3, 2, 3)
+    assert [m.name for m in both.missing] == ["tvm", "din/jax/200", "din"] and both.error == 2e-7
+    assert dense.joined(rounds[3:]).missing == rounds[3].missing
 
 
 def test_errors_are_relative_beyond_one() -> None:

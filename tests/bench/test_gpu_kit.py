@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from bench.gpu import pack_serve, serve
-from bench.gpu.pack import KitError, pack, refuse_too_large
+from bench.gpu.kits import KitError
+from bench.gpu.pack import pack, refuse_too_large
 from bench.gpu.torch_source import run_with_numpy, torch_source
 from bench.report.serving import throughput
 from bench.results import Figure, NotMeasured, Results, read_results, write_results

@@ -18,6 +18,7 @@ from bench import serve
 from bench.dense_build import build
 from bench.results import Figure, write_results
 from bench.serve_load import Load, LoadClient, Requests, Sample, run
+from bench.serve_overhead import Spent
 from bench.serve_processes import Running, jaxrank_server
 from bench.serve_report import figures
 from bench.serve_search import Search
@@ -29,6 +30,12 @@ from serving.wire.codec import encode_content
 from serving.wire.log_metadata_pb2 import LogMetadata
 from serving.wire.prediction_log_pb2 import PredictionLog, PredictLog
 from tests.bench.conftest import TINY
+
+
+@pytest.fixture(autouse=True)
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers start for seconds."""
+    monkeypatch.setattr(serve, "QUICK", replace(serve.QUICK, rounds=2))
 
 
 def test_quick_run(work: Path, tmp_path: Path) -> None:
@@ -182,14 +189,47 @@ def test_the_search_finds_the_largest_rate_that_keeps_the_promise() -> None:
     assert search.throughput == int(search.low)
 
 
+def _answered(count: int, late: int = 0) -> Sample:
+    return Sample(
+        seconds=1.0, latencies_ms=[10.0] * count + [900.0] * late, sent=count + late,
+        statuses={"OK": count + late}, behind_ms=0.0,
+    )  # fmt: skip
+
+
+def test_figures_are_of_every_round() -> None:
+    """The ratio is of servers of one round, which met the same machine: surer than either throughput."""
+    searches: dict[str, list[Search]] = {serve.OURS: [], serve.TENSORFLOW: []}
+    for speed in (50, 60, 80):
+        for name, times in ((serve.OURS, 2), (serve.TENSORFLOW, 1)):
+            searches[name].append(Search(high=4.0 * speed * times, slo_ms=100.0))
+            searches[name][-1].record(_answered(speed * times))
+    rounds = [{serve.PLAIN: {0.9: _answered(n), 2.0: _answered(n // 2, late=n)}} for n in (40, 50, 60)]
+    spent = [Spent(1000.0 * n, 100.0, 200.0, 10, 50) for n in (1, 2, 4)]
+    found = serve.Found(
+        100.0, Path("absent"), [serve.Measured("m", "iree", searches=searches)],
+        serve.Overhead("m", 7, 3, spent), serve.Overload("m", "iree", rounds),
+    )  # fmt: skip
+    made = {f.name: f for f in figures(found)[0]}
+    ratio, ours = made["throughput_at_slo_vs_tf"], made["m/throughput/jaxrank"]
+    assert ratio.lo == ratio.value == ratio.hi == pytest.approx(2.0) and ratio.runs == 3
+    assert ours.lo is not None and ours.lo < 100 < ours.value == pytest.approx((100 * 120 * 160) ** (1 / 3))
+    assert made["m/throughput_vs_tensorflow"].value == pytest.approx(2.0)
+    assert made["goodput_at_2x"].value == pytest.approx(0.5)
+    assert made["m/goodput/plain/2"].note == "225 OK" and made["m/goodput/plain/0.9"].interval
+    assert made["overhead_us_per_request"].value == pytest.approx((70 * 170 * 370) ** (1 / 3))
+    assert made["copies_per_byte"].value == 0.5
+
+
 def test_a_promise_that_no_rate_keeps_says_what_the_least_rate_took() -> None:
     search = Search(high=64.0, slo_ms=100.0)
     for _ in range(3):
         rate = search.next_rate()
         sample = Sample(seconds=1.0, latencies_ms=[450.0] * 8, sent=8, statuses={"OK": 8}, behind_ms=0.0)
         search.record(sample)
-    measured = serve.Measured("m", "iree", searches={serve.OURS: search})
+    measured = serve.Measured("m", "iree", searches={serve.OURS: [search]})
     found = {f.name: f for f in figures(serve.Found(100.0, Path("absent"), [measured]))[0]}
     figure = found["m/throughput/jaxrank"]
     assert rate == 8.0 and figure.value == 0.0
-    assert figure.note.startswith("no rate kept the promise; at 8.0/s the median was 450 ms")
+    assert figure.note.startswith(
+        "0 of 1 rounds had a rate that kept the promise; at 8.0/s the median was 450 ms"
+    )

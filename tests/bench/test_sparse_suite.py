@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.results import Figure, figures_of_this_commit, read_results, write_results
+from bench.results import Figure, figures_of_this_commit, read_results, suite_command, write_results
 from serving.allocator import find_jemalloc
 from tests.command_line import jaxrank
 
@@ -18,7 +18,7 @@ def test_what_a_suite_has_measured_is_not_measured_again(
     monkeypatch.setattr("bench.results.commit", lambda: commit)
     path, command = tmp_path / "updates.json", "python -m bench updates"
     kills = Figure(name="kills_survived", value=7, unit="kills", note="of 7")
-    write_results(path, "updates", f"{command} --out {path}", [kills])
+    write_results(path, "updates", suite_command("updates", ["--out", str(path)]), [kills])
     known = figures_of_this_commit(path, command)["kills_survived"]
     assert known.value == 7 and known.note.startswith("of 7 (updates, v1, ")
     assert not figures_of_this_commit(path, f"{command} --quick")

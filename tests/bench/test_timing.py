@@ -1,11 +1,22 @@
 """Intervals of medians hold the truth as often as they say, on timings whose distribution is known."""
 
+import math
 import os
 
 import numpy as np
 import pytest
 
-from bench.timing import CoresError, Estimate, Timing, interleaved, mean_ratio, overhead, pinned
+from bench.results import Figure
+from bench.timing import (
+    CoresError,
+    Estimate,
+    Timing,
+    interleaved,
+    mean_ratio,
+    over_processes,
+    overhead,
+    pinned,
+)
 
 ROUNDS, PER_ROUND = 12, 3
 
@@ -44,6 +55,60 @@ def test_two_runs_agree_within_their_intervals() -> None:
 
     assert overlapping(4.0) > 0.95
     assert overlapping(4.8) < 0.5
+
+
+def _processes(rng: np.random.Generator, median: float, count: int) -> list[Timing]:
+    """Each is 5% off for good, by where its memory lies."""
+    off = np.exp(0.05 * rng.standard_normal(count))
+    return [_timing(rng, median * o, np.exp(0.02 * rng.standard_normal(4))) for o in off]
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_an_interval_over_processes_holds_what_the_next_one_finds(count: int) -> None:
+    """95% of 400 is 380 with a standard error of 4. The interval of one process, which does not know how far
+    off it is, holds it in fewer than half."""
+    rng = np.random.default_rng(3)
+    runs = [_processes(rng, 4.0, count) for _ in range(400)]
+    assert 0.92 <= np.mean([_holds(Timing.joined(run).estimate, 4.0) for run in runs]) <= 0.98
+    assert np.mean([_holds(run[0].estimate, 4.0) for run in runs]) < 0.5
+
+
+def test_runs_over_processes_agree_or_do_not() -> None:
+    """What is the same overlaps in nearly all of 300 pairs of runs; what takes 30% longer, in few of them, by
+    five processes; and their ratio, of which each process knows both, does not reach 1."""
+    rng = np.random.default_rng(4)
+
+    def overlapping(other: float) -> float:
+        pairs = [[Timing.joined(_processes(rng, m, 5)) for m in (4.0, other)] for _ in range(300)]
+        return float(np.mean([a.lo <= b.hi and b.lo <= a.hi for a, b in pairs]))
+
+    assert overlapping(4.0) > 0.98 and overlapping(5.2) < 0.1
+    ours = _processes(rng, 4.0, 5)
+    theirs = [t.scaled(1.3) for t in ours]
+    ratio = mean_ratio([(Timing.joined(theirs), Timing.joined(ours))])
+    assert ratio.value == pytest.approx(1.3) and 1.29 < ratio.lo <= ratio.hi < 1.31
+
+
+def test_what_few_processes_say() -> None:
+    """By hand: logarithms 0 and 2 have the mean 1 and the standard error 1, and the quantile is 12.706."""
+    found = over_processes([1.0, math.e**2])
+    logs = np.log([found.value, found.lo, found.hi])
+    assert logs == pytest.approx([1.0, 1 - 12.706, 1 + 12.706])
+    figure = found.figure("a", "ms", 4)
+    assert (figure.lo, figure.hi, figure.interval) == (found.lo, found.hi, "Student's over 2 processes")
+    assert over_processes([3.0]).figure("a", "ms", 2) == Figure(name="a", value=3.0, unit="ms", runs=2)
+    none = over_processes([3.0, 0.0, 2.0])
+    assert (none.value, none.lo, none.hi) == (0.0, 0.0, 3.0)
+
+
+def test_models_that_fewer_processes_measured_are_taken_as_far_as_they_go() -> None:
+    """The third process knows one pair alone, and is not asked."""
+    one, two = (Timing(np.full((2, 2), ms)) for ms in (1.0, 2.0))
+    twice = (Timing.joined([two, two]), Timing.joined([one, one]))
+    thrice = (Timing.joined([two, two, one]), Timing.joined([one, one, one]))
+    both = mean_ratio([twice, thrice])
+    assert both.value == both.lo == both.hi == pytest.approx(2.0)
+    assert thrice[0].runs == 12 and mean_ratio([thrice]).lo < 1.6
 
 
 def test_a_ratio_is_resampled_in_pairs() -> None:

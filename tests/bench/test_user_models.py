@@ -48,8 +48,11 @@ def test_a_bundle_is_measured_on_its_own_requests(
         scores.request(5001, 0)
 
 
-def test_engines_that_need_the_source_are_listed(ranker_bundle: Path, tmp_path: Path) -> None:
+def test_engines_that_need_the_source_are_listed(
+    ranker_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without TensorFlow's model, what runs the bundle is measured, against the certificate's scores."""
+    monkeypatch.setattr(dense, "PROCESSES", 2)
     bundle = _of(ranker_bundle, tmp_path / "models" / "mine" / "7", "gone")
     out = tmp_path / "out" / "dense.json"
     arguments = ["--quick", "--sizes", "7", "6000", "--work", str(tmp_path / "work"), "--out", str(out)]
@@ -61,6 +64,7 @@ def test_engines_that_need_the_source_are_listed(ranker_bundle: Path, tmp_path: 
     figures = {f["name"]: f for f in document["figures"]}
     assert {"mine/jaxrank/7", "mine/jax/7", "mine/mflop_per_candidate"} <= set(figures)
     assert figures["max_abs_error"]["value"] <= 1e-5
+    assert figures["mine/jaxrank/7"]["interval"] == "Student's over 2 processes"
     missing = {m["name"]: m["why"] for m in document["not_measured"]}
     for engine in ("tensorflow", "tensorflow_xla", "onnxruntime", "openvino"):
         assert (
