@@ -9,7 +9,7 @@ from typing import Literal
 from rich.table import Table
 
 from bench.directions import Better, rule
-from bench.results import Figure, Results, ResultsError, same_machine
+from bench.results import GFLOPS, Figure, Results, ResultsError, same_machine
 
 ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
@@ -202,7 +202,7 @@ def other_speeds(old: Mapping[str, Results], new: Mapping[str, Results]) -> list
     the other: ratios of engines that compute to ones that wait are not the same then."""
     lines = []
     for suite in (s for s in old if s in new):
-        before, after = old[suite].gflops, new[suite].gflops
+        before, after = old[suite].machine.get(GFLOPS), new[suite].machine.get(GFLOPS)
         if before and after and not 1 / SPEED < after / before < SPEED:
             lines.append(
                 f"{suite}: the machine computed {before:g} GFLOP/s in the old run, {after:g} in the new"

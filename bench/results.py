@@ -37,8 +37,8 @@ _PACKAGES = (
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One measured value.
 
-    `lo` and `hi` hold it with 95% confidence where `interval` says by which way (bench/timing.py); otherwise
-    they are what the note says, or the least and the largest of `runs`.
+    `lo` and `hi` hold it with 95% confidence where the note says by which way (bench/timing.py); otherwise
+    they are what it says, or the least and the largest of `runs`.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     hi: float | None = None
     runs: int = 1
     note: str = ""
-    interval: str = ""
 
 
 class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +58,7 @@ class NotMeasured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """One suite's file. `gflops` is what the machine computed when it was written (`computing_speed`)."""
+    """One suite's file. `machine` has its `GFLOPS` when it was written."""
 
     suite: str
     command: str
@@ -69,7 +68,6 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     figures: list[Figure]
     not_measured: list[NotMeasured]
-    gflops: float | None = None
 
     def figure(self, name: str) -> Figure | None:
         """The figure of that name, if it was measured."""
@@ -77,14 +75,18 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def same_machine(a: Results, b: Results) -> bool:
-    """By the facts that both name: what is written down of a machine has grown with time."""
-    return all(a.machine[fact] == b.machine[fact] for fact in a.machine if fact in b.machine)
+    """By the facts that both name, whatever its speed was: what is written down of a machine has grown with
+    time."""
+    facts = (a.machine.keys() & b.machine.keys()) - {GFLOPS}
+    return all(a.machine[fact] == b.machine[fact] for fact in facts)
 
 
 class ResultsError(JaxrankError):
     """A results file is missing, is not one, or says nothing."""
 
 
+GFLOPS = "gflops"
+"""Fact of a machine: what it computed when a file was written (`computing_speed`)."""
 _PLACES = ("--out", "--work")
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
@@ -149,11 +151,10 @@ def write_results(
         command=command,
         commit=of_commit or commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine=dict(machine()),
+        machine={**machine(), GFLOPS: computing_speed()},
         versions={name: version for name in _PACKAGES if (version := _version(name))},
         figures=list(figures),
         not_measured=list(not_measured),
-        gflops=computing_speed(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(".tmp")

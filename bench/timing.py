@@ -53,7 +53,8 @@ class Estimate:
 
     def figure(self, name: str, unit: str, runs: int, note: str = "") -> Figure:
         """As results have it, without bounds where there are none."""
-        bounds = {"lo": self.lo, "hi": self.hi, "interval": self.interval} if self.hi < math.inf else {}
+        bounds = {"lo": self.lo, "hi": self.hi} if self.hi < math.inf else {}
+        note = "; ".join(filter(None, (note, self.interval)))
         return Figure(name=name, value=self.value, unit=unit, runs=runs, note=note, **bounds)
 
 

@@ -322,7 +322,6 @@ class Results:
     ) -> None:
         """One measured value."""
         held = {"name": name, "value": value, "unit": unit, "lo": lo, "hi": hi, "runs": runs, "note": note}
-        held["interval"] = ""  # none: lo and hi are percentiles of runs
         self.figures.append(held)
         print(f"{name:<40} {value:12.4g} {unit}", flush=True)
 
@@ -335,7 +334,7 @@ class Results:
 
     def write(self) -> None:
         """Writes the file in one step."""
-        document = {**self.document, "figures": self.figures, "not_measured": self.missing, "gflops": None}
+        document = {**self.document, "figures": self.figures, "not_measured": self.missing}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         work = self.path.with_suffix(".tmp")
         work.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")

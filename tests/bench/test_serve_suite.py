@@ -215,7 +215,8 @@ def test_figures_are_of_every_round() -> None:
     assert ours.lo is not None and ours.lo < 100 < ours.value == pytest.approx((100 * 120 * 160) ** (1 / 3))
     assert made["m/throughput_vs_tensorflow"].value == pytest.approx(2.0)
     assert made["goodput_at_2x"].value == pytest.approx(0.5)
-    assert made["m/goodput/plain/2"].note == "225 OK" and made["m/goodput/plain/0.9"].interval
+    assert made["m/goodput/plain/2"].note.startswith("225 OK")
+    assert "Student's over 3" in made["m/goodput/plain/0.9"].note
     assert made["overhead_us_per_request"].value == pytest.approx((70 * 170 * 370) ** (1 / 3))
     assert made["copies_per_byte"].value == 0.5
 

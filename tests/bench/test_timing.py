@@ -95,7 +95,7 @@ def test_what_few_processes_say() -> None:
     logs = np.log([found.value, found.lo, found.hi])
     assert logs == pytest.approx([1.0, 1 - 12.706, 1 + 12.706])
     figure = found.figure("a", "ms", 4)
-    assert (figure.lo, figure.hi, figure.interval) == (found.lo, found.hi, "Student's over 2 processes")
+    assert (figure.lo, figure.hi, figure.note) == (found.lo, found.hi, "Student's over 2 processes")
     assert over_processes([3.0]).figure("a", "ms", 2) == Figure(name="a", value=3.0, unit="ms", runs=2)
     none = over_processes([3.0, 0.0, 2.0])
     assert (none.value, none.lo, none.hi) == (0.0, 0.0, 3.0)
