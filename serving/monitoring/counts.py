@@ -159,6 +159,15 @@ class RequestCounts:
             found.setdefault((key.model, key.version), Counts()).add(counts)
         return found
 
+    def settle(self, versions: Iterable[tuple[str, int]]) -> None:
+        """Adds up what all threads counted for versions that answer no more: a read costs as much for each
+        thread as for each version, and a server under load has many of both."""
+        ended = set(versions)
+        with self._lock:
+            for counts in self._threads:
+                for key in [key for key in list(counts) if key[:2] in ended]:
+                    self._retired.setdefault(key, Counts()).add(counts.pop(key))
+
     def retire(self, versions: Iterable[tuple[str, int]]) -> None:
         """Puts versions that are gone for good together, so that a server that swaps versions for months does
         not grow; sums over a model stay what they were."""
@@ -166,7 +175,7 @@ class RequestCounts:
         if not gone:
             return
         with self._lock:
-            for counts in self._threads:
+            for counts in (*self._threads, self._retired):
                 for key in [key for key in list(counts) if key[:2] in gone]:
                     self._retired.setdefault(key._replace(version=0), Counts()).add(counts.pop(key))
 

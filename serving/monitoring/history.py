@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from serving.monitoring.counts import RequestCounts, as_array
 from serving.scheduling import StreamLoad
+from serving.versions import VersionStatus
 
 SECONDS_KEPT = 120
 
@@ -41,7 +42,7 @@ class History:
         loads: Callable[[], Mapping[str, StreamLoad]],
         resident: Callable[[], int],
         cpu: Callable[[], float],
-        known: Callable[[], Container[tuple[str, int]]],
+        known: Callable[[], Mapping[tuple[str, int], VersionStatus]],
         seconds: float = 1.0,
     ):
         """Counts of models and versions that are no longer `known` are put together, too."""
@@ -62,13 +63,17 @@ class History:
         self._thread.join()
 
     def _run(self, seconds: float) -> None:
+        ended: set[tuple[str, int]] = set()
         while not self._stop.wait(seconds):
             now = self._now()
             self._moments.append(now)
-            gone = {key for key in now.buckets if key[1]}
-            if gone:
+            seen = {key for key in now.buckets if key[1]}
+            if seen:
                 known = self._known()
-                self._counts.retire(key for key in gone if key not in known)
+                self._counts.retire(key for key in seen if key not in known)
+                # A request of a version that has just ended may still be counted.
+                self._counts.settle(ended)
+                ended = {key for key in seen if key in known and known[key].state == "END"}
 
     def _now(self) -> Moment:
         counted = self._counts.of_versions()

@@ -20,6 +20,7 @@ from serving.monitoring.history import History
 from serving.monitoring.options import MonitoringOptions, read_metrics_path
 from serving.monitoring.timeline import PHASES, Timeline
 from serving.scheduling import ANY_TIME, SchedulingOptions
+from serving.versions import VersionStatus
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import Content, decode, encode_content
 from serving.wire.predict_messages import read_request
@@ -257,9 +258,14 @@ def test_counts_are_put_together_without_a_scrape() -> None:
         timeline = Timeline("GRPC", "Predict", model="m", version=version)
         timeline.ended = timeline.began + 0.001
         counts.observe(timeline)
-    history = History(counts, dict, lambda: 0, lambda: 0.0, lambda: {("m", 2)}, seconds=0.01)
+    known = [{("m", 2): VersionStatus(2, "END")}]
+    history = History(counts, dict, lambda: 0, lambda: 0.0, lambda: known[-1], seconds=0.01)
     try:
         eventually(lambda: {k.version: c.success for k, c in counts.read().items()} == {0: 1, 2: 1})
+        eventually(lambda: not any(counts._threads))  # what ended costs one sum, whatever the threads
+        assert {k.version: c.success for k, c in counts.read().items()} == {0: 1, 2: 1}
+        known.append({})
+        eventually(lambda: {k.version: c.success for k, c in counts.read().items()} == {0: 2})
     finally:
         history.close()
 
