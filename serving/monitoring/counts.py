@@ -8,7 +8,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -162,22 +162,27 @@ class RequestCounts:
     def settle(self, versions: Iterable[tuple[str, int]]) -> None:
         """Adds up what all threads counted for versions that answer no more: a read costs as much for each
         thread as for each version, and a server under load has many of both."""
-        ended = set(versions)
-        with self._lock:
-            for counts in self._threads:
-                for key in [key for key in list(counts) if key[:2] in ended]:
-                    self._retired.setdefault(key, Counts()).add(counts.pop(key))
+        self._gather(versions, self._threads, lambda key: key)
 
     def retire(self, versions: Iterable[tuple[str, int]]) -> None:
         """Puts versions that are gone for good together, so that a server that swaps versions for months does
         not grow; sums over a model stay what they were."""
-        gone = set(versions)
-        if not gone:
+        self._gather(versions, (*self._threads, self._retired), lambda key: key._replace(version=0))
+
+    def _gather(
+        self,
+        versions: Iterable[tuple[str, int]],
+        places: Sequence[dict[Key, Counts]],
+        under: Callable[[Key], Key],
+    ) -> None:
+        """Takes what is counted for versions out of these places, and adds it up under other keys."""
+        wanted = set(versions)
+        if not wanted:
             return
         with self._lock:
-            for counts in (*self._threads, self._retired):
-                for key in [key for key in list(counts) if key[:2] in gone]:
-                    self._retired.setdefault(key._replace(version=0), Counts()).add(counts.pop(key))
+            for counts in places:
+                for key in [key for key in list(counts) if key[:2] in wanted]:
+                    self._retired.setdefault(under(key), Counts()).add(counts.pop(key))
 
 
 def _sum(a: list, b: list) -> list:
