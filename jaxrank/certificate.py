@@ -1,6 +1,7 @@
 """The certificate of equivalence: how far scores are from TensorFlow's, and whether anybody's ranking
 changed."""
 
+import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,24 +159,26 @@ def save_examples(bundle: Path, examples: Sequence[Example], name: str = files.E
 
 def load_examples(bundle: Path, file: str = files.EXAMPLES, most: int | None = None) -> list[Example]:
     """Reads what `save_examples` wrote, the first `most` of it."""
+    return list(itertools.islice(read_examples(bundle, file), most))
+
+
+def read_examples(bundle: Path, file: str = files.EXAMPLES) -> Iterator[Example]:
+    """What `load_examples` gives, each read when it is asked for."""
     with np.load(bundle / file, allow_pickle=False) as stored:
-        count = int(stored["count"])
-        parts: list[dict[str, dict[str, np.ndarray]]] = [
-            {"in": {}, "out": {}, "label": {}} for _ in range(count if most is None else min(count, most))
-        ]
+        keys: dict[int, list[str]] = {}
         for key in stored.files:
-            if key == "count":
-                continue
-            index, kind, form, name = key.split("/", 3)
-            if int(index) >= len(parts):
-                continue
-            value = stored[key]
-            if form == "l":
-                continue
-            if form == "b":
-                value = _split_bytes(value.tobytes(), stored[f"{index}/{kind}/l/{name}"])
-            parts[int(index)][kind][name] = value
-    return [Example(features=p["in"], outputs=p["out"], labels=p["label"]) for p in parts]
+            if key != "count":
+                keys.setdefault(int(key.split("/", 1)[0]), []).append(key)
+        for number in range(int(stored["count"])):
+            parts: dict[str, dict[str, np.ndarray]] = {"in": {}, "out": {}, "label": {}}
+            for key in keys.get(number, ()):
+                index, kind, form, name = key.split("/", 3)
+                if form == "v":
+                    parts[kind][name] = stored[key]
+                elif form == "b":
+                    lengths = stored[f"{index}/{kind}/l/{name}"]
+                    parts[kind][name] = _split_bytes(stored[key].tobytes(), lengths)
+            yield Example(features=parts["in"], outputs=parts["out"], labels=parts["label"])
 
 
 def _split_bytes(text: bytes, lengths: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from jaxrank.bundle import MANIFEST
 from jaxrank.errors import JaxrankError
 from serving.background import Aside
 from serving.engines import StreamSchedulers
-from serving.errors import ModelNotFoundError, ModelsNotLoadedError, ModelUnavailableError
+from serving.errors import LabelError, ModelNotFoundError, ModelsNotLoadedError, ModelUnavailableError
 from serving.lifecycle import LifecycleOptions, records
 from serving.lifecycle.loading import Loader
 from serving.lifecycle.memory import MemoryUse, Resident, resident_files
@@ -91,6 +91,7 @@ class ModelRepository:
         """Served, or retired with requests in flight: what takes memory."""
         self._probations: dict[str, Probation] = {}
         self._trials: dict[str, Trial] = {}
+        self._trials_of_none: set[str] = set()
         self._labels = Labels(labels_of_unavailable)
         self._unloaded: set[str] = set()
         self._scanned = False
@@ -148,10 +149,12 @@ class ModelRepository:
                 old.standby = False
                 self._failed.give_up(name, version, new.files)
             leaves = new if verdict else old if old is not None and old.standby else None
+            # Under the same lock: a scan that comes between would find both versions ready to leave.
+            unused = None if leaves is None else self._take_out(name, leaves.version, verdict)
         if verdict:
             log.error("model %s: version %d is %s", name, version, verdict)
             self._aside.do(f"remember-{name}", records.remember, new.path, new.files, verdict)
-        if leaves is not None and (unused := self._take_out(name, leaves.version, verdict)) is not None:
+        if unused is not None:
             self._aside.do(f"close-{name}", self._end, name, unused)
 
     def shadow_of(self, name: str, version: int) -> int | None:
@@ -236,6 +239,7 @@ class ModelRepository:
         with self._scanning:
             configs = self._configs()
             if configs is not None:
+                self._look_for_trials(configs)
                 for config in configs.values():
                     if self._stop.is_set():
                         return
@@ -273,30 +277,43 @@ class ModelRepository:
     def reconfigure(self, models: Sequence[ModelConfig]) -> None:
         """Serves exactly these models from now on; returns when they are loaded.
 
-        Raises `ModelsNotLoadedError` naming those without a version that loads, or `LabelError`: labels then
-        stay as they were. What does load is served in both cases, as in TensorFlow Serving.
+        Raises `ModelsNotLoadedError` naming those without a version that loads, whose labels stay as they
+        were, or `LabelError`: all labels then do. What does load is served in both cases, as in TensorFlow
+        Serving.
         """
         with self._scanning:
             self._models = models
             self._unloaded.clear()
+            self.complete(models)
+
+    def complete(self, models: Path | Sequence[ModelConfig]) -> bool:
+        """Does what `reconfigure` could not when it was given these models, and raises as it does. False, and
+        nothing is done, where it was given others since. What was unloaded meanwhile stays so."""
+        with self._scanning:
+            if models is not self._models or isinstance(models, Path):
+                return False
             self.scan()
-            loaded = self.loaded()
-            missing = [c.name for c in models if c.name not in loaded]
+            label = ""
+            with self._lock:
+                missing = [c.name for c in models if c.name not in self._served.keys() | self._unloaded]
+                try:
+                    self._labels.assign(models, self._served, keep=missing)
+                except LabelError as error:
+                    if not missing:
+                        raise
+                    label = f"; {error}"
             if missing:
                 raise ModelsNotLoadedError(
                     f"{len(missing)} model(s) did not become available: {', '.join(missing)[:2000]}; see "
-                    "GetModelStatus or the log"
+                    f"GetModelStatus or the log{label}"
                 )
-            self._assign_labels(models)
+            return True
 
     def assign_labels(self) -> None:
         """Gives the configured labels to their versions; after the first `scan`. Raises `LabelError`."""
         if not isinstance(self._models, Path):
-            self._assign_labels(self._models)
-
-    def _assign_labels(self, models: Sequence[ModelConfig]) -> None:
-        with self._lock:
-            self._labels.assign(models, self._served)
+            with self._lock:
+                self._labels.assign(self._models, self._served)
 
     def load(self, name: str) -> None:
         """Loads a model that was unloaded, or tries again what failed. Raises as `lend` does."""
@@ -376,6 +393,21 @@ class ModelRepository:
             return None
         trials = self._lifecycle.trials
         return {name: ModelConfig(name, path, trial=trials.get(name)) for name, path in found.items()}
+
+    def _look_for_trials(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Says once of a trial whose model is not in the directory that it is none, or not yet."""
+        if not isinstance(self._models, Path):
+            return
+        unknown = self._lifecycle.trials.keys() - configs.keys()
+        for name in sorted(unknown - self._trials_of_none):
+            log.warning(
+                "--canary or --shadow names model %s, and %s has none of that name (%s): the trial has no "
+                "effect until one comes",
+                name,
+                self._models,
+                ", ".join(sorted(configs))[:2000] or "no models",
+            )
+        self._trials_of_none = unknown
 
     def _update(self, config: ModelConfig) -> None:
         """Loads and unloads versions so that those of the policy are served."""
@@ -518,21 +550,22 @@ class ModelRepository:
 
     def _retire(self, name: str, version: int) -> None:
         """Takes a version out of service, and closes it or leaves that to its last request."""
-        if (unused := self._take_out(name, version)) is not None:
+        with self._lock:
+            unused = self._take_out(name, version)
+        if unused is not None:
             self._end(name, unused)
 
     def _take_out(self, name: str, version: int, error: str = "") -> Served | None:
         """Takes a version out of service, if it still is in; `error` is why, where it failed. Returns it if
-        no request uses it: it is to be closed now."""
-        with self._lock:
-            served = self._served.get(name, {}).pop(version, None)
-            if served is None:
-                return None
-            if not self._served[name]:
-                del self._served[name]
-            served.retired = True
-            self._statuses.set(name, version, "UNLOADING", error)
-            return None if served.users else served
+        no request uses it: it is to be closed now. Under the lock."""
+        served = self._served.get(name, {}).pop(version, None)
+        if served is None:
+            return None
+        if not self._served[name]:
+            del self._served[name]
+        served.retired = True
+        self._statuses.set(name, version, "UNLOADING", error)
+        return None if served.users else served
 
     def _end(self, name: str, served: Served) -> None:
         """Closes a retired version that no request uses."""

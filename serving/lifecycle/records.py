@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,8 @@ def remember(bundle: Path, files: Files, reason: str) -> None:
         work.write_bytes(msgspec.json.encode(_Record(_digest(bundle, files), reason)))
         work.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)  # what of it a full disk took
         log.warning(
             "%s cannot be written (%s): a server that starts again tries %s again, so remove that version",
             path,

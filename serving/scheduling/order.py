@@ -16,7 +16,7 @@ from serving.scheduling.urgency import PROOF
 
 PROOF_SHARE = 0.05
 """Of the stream time, for the requests of versions that are to prove themselves while others come."""
-_LEAST_DUE, _MOST_DUE = -0.2, 0.01
+_LEAST_DUE, _MOST_DUE = -0.2, 0.001
 """Stream seconds: what they took while nobody else wanted it is forgotten beyond the first, and what they did
 not take beyond the second."""
 

@@ -1,9 +1,10 @@
 """Whose request is decoded and looked up next: the work of a request before a device has it.
 
 So many calls work at once (`--threads`). The others wait, those of a higher priority first and then those
-with the nearest deadline, until it passes or their client leaves. A call whose thread waits for a device
-needs its turn no longer, so the device's own queue (`order.py`) sees all that there is to do. One that waits
-for what another call computes gives its turn back meanwhile: waiting is no work.
+with the nearest deadline (in a few seconds where there is none), until it passes or their client leaves. A
+call whose thread waits for a device needs its turn no longer, so the device's own queue (`order.py`) sees all
+that there is to do. One that waits for what another call computes gives its turn back meanwhile: waiting is
+no work.
 """
 
 import itertools
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field, replace
 
 from serving.errors import CancelledError, OverloadedError
 from serving.scheduling.urgency import GONE, Urgency
+
+_PATIENCE = 5.0
+"""Seconds after which a call is due that has no earlier deadline: it does not starve behind those that have
+one."""
 
 # Weight of the newest turn. Requests of many sizes take turns, and the load changes within seconds.
 _NEWEST = 0.05
@@ -96,7 +101,8 @@ class Turns:
                 self._free -= 1
                 self._started += 1
                 return
-            waiter = _Waiter((-urgency.priority, urgency.deadline, next(self._numbers)))
+            due = min(urgency.deadline, began + _PATIENCE)
+            waiter = _Waiter((-urgency.priority, due, next(self._numbers)))
             self._refuse_late(waiter, urgency)
             insort(self._waiting, waiter)
         urgency.on_leave(lambda: self._leave(waiter))

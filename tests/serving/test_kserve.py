@@ -211,6 +211,8 @@ def _change(edit: Callable[[pb.ModelInferRequest], object]) -> pb.ModelInferRequ
         (_change(lambda r: r.inputs[0].shape.append(2)), "INVALID_ARGUMENT", r"1 values.*\[1, 2\] needs 2"),
         (_change(lambda r: r.inputs[0].shape.append(-2)), "INVALID_ARGUMENT", "has shape"),
         (_change(lambda r: r.inputs[0].shape.extend([2**40, 0])), "INVALID_ARGUMENT", "has shape"),
+        # The product of these would take a minute, in which nobody else had Python's lock.
+        (_change(lambda r: r.inputs[0].shape.extend([2**63 - 1] * 100_000)), "INVALID_ARGUMENT", "has shape"),
         (_change(lambda r: setattr(r.inputs[0], "datatype", "FP8")), "INVALID_ARGUMENT", "datatype 'FP8'"),
         (
             _change(lambda r: setattr(r.inputs[0], "datatype", "FP16")),

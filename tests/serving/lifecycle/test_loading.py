@@ -1,11 +1,13 @@
 """What a version must do before it is served: real servers, real bundles, some of them broken."""
 
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -210,6 +212,13 @@ def test_large_files_are_hashed_by_a_process(tmp_path: Path, monkeypatch: pytest
         return subprocess.run(command, capture_output=True, text=True)
 
     assert ran(os.getpid(), file).stdout.strip() == expected
+    with monkeypatch.context() as patched:  # others want the cores all the time
+        pauses: list[float] = []
+        waited = itertools.count()
+        patched.setattr(sha256_process, "_waited", lambda: float(next(waited)))
+        patched.setattr(time, "sleep", pauses.append)
+        assert sha256_process.main(os.getppid(), niceness, str(file)) == 0
+        assert len(pauses) == file.stat().st_size // sha256_process._PIECE
     orphan, unread = ran(os.getpid() + 1, file), ran(os.getpid(), tmp_path)
     assert orphan.returncode and not orphan.stdout
     assert unread.returncode and "Is a directory" in unread.stderr
