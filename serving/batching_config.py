@@ -1,6 +1,7 @@
 """TensorFlow Serving's batching parameters, as options of the scheduler."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.model_config import ConfigError, read_text_proto
@@ -15,37 +16,51 @@ _IGNORED = {
     "enable_large_batch_splitting": "large requests are always split over the streams",
     "max_execution_batch_size": "large requests are always split over the streams",
 }
-_ROWS = 5000
+_ROWS, _MICROS = 5000, 1_000_000
+"""Most that are taken of `max_batch_size` and `batch_timeout_micros`."""
 
 
-def read_batching_parameters(path: Path, defaults: SchedulingOptions) -> tuple[SchedulingOptions, list[str]]:
-    """The options that a text-proto file asks for, and a note for each field that has no meaning here or asks
-    for too much.
+@dataclass(frozen=True)
+class BatchingParameters:
+    """A file's options for the scheduler; `ignored` has a note for each field that has no meaning here,
+    `bounded` for each that asks for more than there is."""
+
+    options: SchedulingOptions
+    ignored: Sequence[str] = ()
+    bounded: Sequence[str] = ()
+
+
+def read_batching_parameters(path: Path, defaults: SchedulingOptions) -> BatchingParameters:
+    """What a text-proto file asks for, at most as much of it as there may be.
 
     A batch's size counts rows, as in TensorFlow Serving; what may wait is its number of batches times that.
 
-    Raises `ConfigError` for a file that does not parse or a number out of range.
+    Raises `ConfigError` for a file that does not parse or a number that TensorFlow Serving refuses, too.
     """
     found = read_text_proto(path, pb.BatchingParameters)
-    options, notes = defaults, list[str]()
+    options, bounded = defaults, list[str]()
     if found.HasField("max_batch_size"):
-        options = replace(options, max_shared_rows=_bounded(path, "max_batch_size", found, 1, _ROWS))
+        rows = _at_least(1, path, "max_batch_size", found)
+        options = replace(options, max_shared_rows=min(rows, _ROWS))
+        if rows > _ROWS:
+            bounded.append(f"max_batch_size is {rows}; {_ROWS} candidates may share a call")
     if found.HasField("batch_timeout_micros"):
-        micros = _bounded(path, "batch_timeout_micros", found, 0, 1_000_000)
-        options = replace(options, max_delay=micros / 1e6)
+        micros = _at_least(0, path, "batch_timeout_micros", found)
+        options = replace(options, max_delay=min(micros, _MICROS) / 1e6)
+        if micros > _MICROS:
+            bounded.append(f"batch_timeout_micros is {micros}; a request waits {_MICROS} at most")
     if found.HasField("max_enqueued_batches"):
-        batches = _bounded(path, "max_enqueued_batches", found, 1, 1_000_000)
-        waiting = batches * options.max_shared_rows
+        waiting = _at_least(1, path, "max_enqueued_batches", found) * options.max_shared_rows
         options = replace(options, max_waiting=min(waiting, MAX_WAITING))
         if waiting > MAX_WAITING:
-            notes.append(f"max_enqueued_batches asks for {waiting} requests that wait; {MAX_WAITING} may")
+            bounded.append(f"max_enqueued_batches asks for {waiting} requests that wait; {MAX_WAITING} may")
     given = {field.name for field, _ in found.ListFields()}
-    notes += [f"{name} has no meaning here: {_IGNORED[name]}" for name in _IGNORED if name in given]
-    return options, notes
+    ignored = [f"{name} has no meaning here: {_IGNORED[name]}" for name in _IGNORED if name in given]
+    return BatchingParameters(options, ignored, bounded)
 
 
-def _bounded(path: Path, name: str, found: pb.BatchingParameters, least: int, most: int) -> int:
+def _at_least(least: int, path: Path, name: str, found: pb.BatchingParameters) -> int:
     value = getattr(found, name).value
-    if not least <= value <= most:
-        raise ConfigError(f"{path}: {name} is {value}; it may be {least} to {most}")
+    if value < least:
+        raise ConfigError(f"{path}: {name} is {value}; it may be {least} or more")
     return value

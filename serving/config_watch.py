@@ -2,23 +2,30 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrank.errors import JaxrankError
-from serving.model_config import read_model_config
+from serving.model_config import ModelConfig, parse_model_config, read_text
 from serving.repository import ModelRepository
 
 log = logging.getLogger("jaxrank")
 
 
 class ConfigWatch:
-    """Gives a repository the models of a file whenever its text changes; a text that cannot be used is logged
-    and what is served goes on."""
+    """Gives a repository the models of a file whenever it changes. What cannot be done of them is logged
+    once and tried again at each look, and what is served goes on."""
 
-    def __init__(self, path: Path, seconds: float, repository: ModelRepository):
-        """Starts to look every `seconds`. The repository has the models of the present text."""
+    def __init__(
+        self, path: Path, seconds: float, repository: ModelRepository, models: Path | Sequence[ModelConfig]
+    ):
+        """Starts to look every `seconds`. The repository was given `models`, which the file had when it was
+        read: it may have others by now."""
         self._path, self._seconds, self._repository = path, seconds, repository
-        self._text = self._read()
+        self._models, self._done = models, True
+        self._text: str | None = None
+        """Of which all is done: it need not be parsed again."""
+        self._said = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="config-watcher", daemon=True)
         self._thread.start()
@@ -32,23 +39,34 @@ class ConfigWatch:
         self._stop.set()
         self._thread.join(seconds)
 
-    def _read(self) -> bytes | None:
-        try:
-            return self._path.read_bytes()
-        except OSError as error:
-            log.error("%s cannot be read: %s; serving what it had", self._path, error)
-            return None
-
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
-            text = self._read()
-            if text is None or text == self._text:
-                continue
-            self._text = text
             try:
-                self._repository.reconfigure(read_model_config(self._path))
-                log.info("%s changed: serving its models", self._path)
-            except JaxrankError as error:
-                log.error("%s changed: %s", self._path, error)
-            except Exception:  # the watch must outlive whatever a file system does
-                log.exception("%s changed, and its models could not be taken", self._path)
+                self._look()
+                self._said = ""
+            except Exception as error:  # the watch must outlive whatever a file system does
+                if repr(error) == self._said:
+                    continue
+                self._said = repr(error)
+                log.error(
+                    "the models of %s: %s; what is served goes on, trying again every %g s",
+                    self._path,
+                    error,
+                    self._seconds,
+                    exc_info=None if isinstance(error, JaxrankError) else error,
+                )
+
+    def _look(self) -> None:
+        text = read_text(self._path)
+        if text == self._text:
+            return
+        models = parse_model_config(self._path, text)
+        if self._text is not None or models != self._models:
+            self._text, self._models, self._done = None, models, False
+            self._repository.reconfigure(models)
+            log.info("%s changed: serving its models", self._path)
+        elif not self._done:
+            if not self._repository.complete(self._models):
+                return
+            log.info("%s: serving all its models and labels now", self._path)
+        self._text, self._done = text, True

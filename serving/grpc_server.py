@@ -72,7 +72,7 @@ class ServerOptions:
     Attributes:
         models: a directory of `<name>/<version>/` bundles, or the models by name.
         poll_seconds: between looks for new versions; 0: only one look, at the start.
-        config_file: looked at every `config_poll_seconds` for other models; None: never.
+        config_file: looked at every `config_poll_seconds` for other models than those; None: never.
         socket_path: a Unix socket on which gRPC is answered, too.
         channel_arguments: gRPC's own; they win over ours.
         tls: of the gRPC port and, without `rest_plaintext`, of HTTP; None: in the clear.
@@ -270,7 +270,7 @@ class Server:
             self.repository.watch(options.poll_seconds)
         if options.config_file is not None:
             self._config_watch = ConfigWatch(
-                options.config_file, options.config_poll_seconds, self.repository
+                options.config_file, options.config_poll_seconds, self.repository, options.models
             )
 
     def stop(self) -> bool:

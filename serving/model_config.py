@@ -57,20 +57,28 @@ class ModelConfig:
         return replace(self.policy, latest=2)
 
 
-def read_text_proto(path: Path, kind: type[M]) -> M:
-    """A text protobuf file. Raises `ConfigError` with the file, the line and what is wrong there."""
+def read_text(path: Path) -> str:
+    """What a file holds. Raises `ConfigError`."""
     try:
-        return text_format.Parse(path.read_text(), kind())
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except text_format.ParseError as error:
-        raise ConfigError(f"{path} is not a text protobuf of {kind.DESCRIPTOR.name}: {error}") from error
+
+
+def read_text_proto(path: Path, kind: type[M]) -> M:
+    """A text protobuf file. Raises `ConfigError` with the file, the line and what is wrong there."""
+    return _parse(path, read_text(path), kind)
 
 
 def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
     """The models of a `--model_config_file`. Raises `ConfigError`."""
+    return parse_model_config(path, read_text(path))
+
+
+def parse_model_config(path: Path, text: str) -> tuple[ModelConfig, ...]:
+    """The same where the file was read before. Raises `ConfigError`."""
     try:
-        return model_configs(read_text_proto(path, pb.ModelServerConfig))
+        return model_configs(_parse(path, text, pb.ModelServerConfig))
     except InvalidRequestError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -105,6 +113,13 @@ def channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
         number = value.removeprefix("-")
         found.append((name, int(value) if number.isascii() and number.isdecimal() else value))
     return tuple(found)
+
+
+def _parse(path: Path, text: str, kind: type[M]) -> M:
+    try:
+        return text_format.Parse(text, kind())
+    except text_format.ParseError as error:
+        raise ConfigError(f"{path} is not a text protobuf of {kind.DESCRIPTOR.name}: {error}") from error
 
 
 def _model_config(entry: pb.ModelConfig) -> ModelConfig:

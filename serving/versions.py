@@ -207,10 +207,14 @@ class Labels:
             )
         return labels[label]
 
-    def assign(self, models: Sequence[ModelConfig], served: Mapping[str, Container[int]]) -> None:
-        """Gives the models' labels to their versions, in place of all others. Raises `LabelError` for a
-        version that is not served, and changes nothing then."""
+    def assign(
+        self, models: Sequence[ModelConfig], served: Mapping[str, Container[int]], keep: Container[str] = ()
+    ) -> None:
+        """Gives the models' labels to their versions, in place of all others; those in `keep` have their old
+        ones. Raises `LabelError` for a version that is not served, and changes nothing then."""
         for config in models:
+            if config.name in keep:
+                continue
             now = self._labels.get(config.name, {})
             for label, version in config.labels.items():
                 new = label not in now and self._of_unavailable
@@ -220,7 +224,9 @@ class Labels:
                         f"{config.name[:200]}, which is not currently available for inference; load it "
                         "first, or start with --allow_version_labels_for_unavailable_models"
                     )
-        self._labels = {config.name: dict(config.labels) for config in models}
+        self._labels = {
+            c.name: self._labels.get(c.name, {}) if c.name in keep else dict(c.labels) for c in models
+        }
 
 
 def event(name: str, version: int, state: State) -> dict[str, object]:

@@ -136,7 +136,7 @@ def serve(
         int, typer.Option(min=0, help="How often a version that does not load is tried again.")
     ] = 5,
     load_retry_interval_micros: Annotated[
-        int, typer.Option(min=0, help="Microseconds until then.")
+        int, typer.Option(help="Microseconds until then; 0 or less: at the next look.")
     ] = 60_000_000,
     grace_seconds: Annotated[
         float, typer.Option(min=0.0, help="Seconds that requests in flight get at the end.")
@@ -175,8 +175,12 @@ def serve(
         typer.Option(help="A new version answers its recorded and warm-up requests before it is served."),
     ] = True,
     num_request_iterations_for_warmup: Annotated[
-        int, typer.Option(min=1, help="How often each request of assets.extra/tf_serving_warmup_requests.")
-    ] = 1,
+        int,
+        typer.Option(
+            help="How often each request of assets.extra/tf_serving_warmup_requests is answered; 0 or less: "
+            "once."
+        ),
+    ] = 0,
     self_check: Annotated[
         bool, typer.Option(help="A new version must give the scores that its bundle recorded.")
     ] = True,
@@ -356,6 +360,10 @@ def serve(
     if model_config_file is not None:  # as in TensorFlow Serving, it wins over --model-base-path
         models = read_model_config(model_config_file)
     elif model_base_path is not None:
+        if others := sorted(trials.keys() - {model_name}):
+            raise typer.BadParameter(
+                f"--canary or --shadow names {', '.join(others)}; there is {model_name} (--model-name)"
+            )
         models = (ModelConfig(model_name, model_base_path.absolute(), trial=trials.get(model_name)),)
     else:
         models = given[0]
@@ -365,13 +373,16 @@ def serve(
         )
     scheduling = SchedulingOptions(max_waiting, batch_delay_ms / 1e3, batch_rows)
     if batching_parameters_file is not None:
-        scheduling, ignored = read_batching_parameters(batching_parameters_file, scheduling)
-        for note in ignored:
+        batching = read_batching_parameters(batching_parameters_file, scheduling)
+        scheduling = batching.options
+        for note in batching.ignored:
             log.info("%s: %s", batching_parameters_file, note)
+        for note in batching.bounded:
+            log.warning("%s: %s", batching_parameters_file, note)
     lifecycle = LifecycleOptions(
         self_check=self_check,
         warmup=enable_model_warmup,
-        warmup_iterations=num_request_iterations_for_warmup,
+        warmup_iterations=max(num_request_iterations_for_warmup, 1),
         rollback_requests=rollback_requests,
         rollback_share=rollback_share,
         memory_limit=None if memory_limit_mb is None else memory_limit_mb << 20,
@@ -432,7 +443,7 @@ def serve(
             max_in_flight_mib=max_in_flight_mib,
             poll_seconds=poll_seconds,
             load_retries=max_num_load_retries,
-            retry_seconds=load_retry_interval_micros / 1e6,
+            retry_seconds=max(load_retry_interval_micros, 0) / 1e6,
             grace_seconds=grace_seconds,
             tables_config=tables_config,
             monitoring=MonitoringOptions(

@@ -1,7 +1,7 @@
 """tensorflow_model_server's spelling of flags: underscores for hyphens, `--flag=true`, and flags that have no
 meaning here, which are taken and explained."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import typer
@@ -14,7 +14,6 @@ _BATCHING = "all models of a device share its streams, and --batching-parameters
 _THREADS = "gRPC and REST share --threads"
 
 UNUSED: dict[str, str] = {
-    "enable-per-model-batching-parameters": _BATCHING,
     "num-load-threads": _LOADING,
     "num-unload-threads": _LOADING,
     "tensorflow-session-parallelism": _TENSORFLOW,
@@ -27,19 +26,20 @@ UNUSED: dict[str, str] = {
     "saved-model-tags": "a bundle was converted from one meta graph",
     "grpc-max-threads": _THREADS,
     "rest-api-num-threads": _THREADS,
+    "mixed-precision": "precision belongs to a bundle: jaxrank compile --precision",
     "num-tflite-pools": _TFLITE,
     "num-tflite-interpreters-per-pool": _TFLITE,
 }
 """Flags with a value that have no meaning here, and why."""
 
 UNUSED_SWITCHES: dict[str, str] = {
+    "enable-per-model-batching-parameters": _BATCHING,
     "flush-filesystem-caches": "tables are mapped, and their pages are wanted in the cache",
     "remove-unused-fields-from-bundle-metagraph": "a bundle has no meta graph",
     "prefer-tflite-model": _TFLITE,
     "use-tflite-model": _TFLITE,
     "xla-cpu-compilation-enabled": "bundles are compiled before; see --engine",
     "xla-gpu-compilation-enabled": "bundles are compiled before; see --engine",
-    "mixed-precision": "precision belongs to a bundle: jaxrank compile --precision",
     "enable-profiler": "use jaxrank explain",
     "skip-initialize-tpu": "TPUs are not served",
     "enable-grpc-healthcheck-service": "it is always on",
@@ -67,15 +67,18 @@ class ServeCommand(TyperCommand):
     """A command that takes both spellings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args, notes = translate(args)
+        options = [p for p in self.params if not getattr(p, "is_flag", True)]
+        args, notes = translate(args, {name[2:] for option in options for name in option.opts})
         ctx.meta[NOTES] = notes
         return super().parse_args(ctx, args)
 
 
-def translate(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments in jaxrank's spelling, and a note for each flag that has no meaning here.
+def translate(args: Sequence[str], valued: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """The arguments in jaxrank's spelling, and a note for each flag that has no meaning here. `valued` are
+    the options with a value, in that spelling and without hyphens before.
 
-    Raises `typer.BadParameter` for a switch that is neither true nor false, and one that must not be ignored.
+    Raises `typer.BadParameter` for a switch that is neither true nor false, one that must not be ignored, and
+    a flag with another one in place of its value: that would be lost.
     """
     found: list[str] = []
     notes: list[str] = []
@@ -89,8 +92,11 @@ def translate(args: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = arg[2:].partition("=")
         name = name.replace("_", "-")
+        if not equals and (name in UNUSED or name in valued) and (not rest or rest[0].startswith("--")):
+            follows = f"{rest[0]} follows" if rest else "nothing follows"
+            raise typer.BadParameter(f"--{name} needs a value, and {follows}; write --{name}=VALUE")
         if name in UNUSED:
-            if not equals and rest:
+            if not equals:
                 rest.pop(0)
             notes.append(f"--{name} has no effect: {UNUSED[name]}")
         elif name in UNUSED_SWITCHES:

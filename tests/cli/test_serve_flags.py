@@ -2,7 +2,9 @@
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from jaxrank.cli import app
 from jaxrank.cli.serve_flags import UNUSED, UNUSED_SWITCHES, translate
 
 
@@ -18,6 +20,10 @@ from jaxrank.cli.serve_flags import UNUSED, UNUSED_SWITCHES, translate
         ("--enable_model_warmup=false --canary=a=0.1", "--no-enable-model-warmup --canary=a=0.1"),
         ("--enable_model_warmup", "--enable-model-warmup"),
         ("models -- --model_name=x", "models -- --model_name=x"),
+        (
+            "--load_retry_interval_micros -1 --model_name=--x",
+            "--load-retry-interval-micros -1 --model-name=--x",
+        ),
     ],
 )
 def test_both_spellings(given: str, found: str) -> None:
@@ -37,6 +43,24 @@ def test_a_flag_without_a_meaning_is_taken_and_explained() -> None:
         "--use-tflite-model",
     ]
     assert all("has no effect: " in note for note in notes)
+
+
+def test_no_argument_is_lost() -> None:
+    """A switch has no value, and another flag is none."""
+    found, _ = translate(["--enable_per_model_batching_parameters", "--ssl_config_file=x", "m"])
+    assert found == ["--ssl-config-file=x", "m"]
+    found, _ = translate(["--mixed_precision", "bfloat16", "--ssl_config_file=x", "m"])
+    assert found == ["--ssl-config-file=x", "m"]
+    with pytest.raises(typer.BadParameter, match="--grpc-max-threads needs a value, and --port=1 follows"):
+        translate(["--grpc_max_threads", "--port=1"])
+    with pytest.raises(typer.BadParameter, match="--mixed-precision needs a value, and nothing follows"):
+        translate(["--mixed_precision"])
+
+
+def test_an_option_is_no_value_of_another() -> None:
+    done = CliRunner().invoke(app, ["serve", "m", "--grpc_socket_path", "--ssl_config_file=/x"])
+    assert done.exit_code == 2
+    assert "--grpc-socket-path needs a value" in done.output
 
 
 def test_every_unused_flag() -> None:

@@ -66,7 +66,7 @@ def test_the_flags_of_tensorflow_model_server(example_models: Path, tmp_path: Pa
     """A command line of a deployment: a configuration file that changes, REST, a Unix socket, batching."""
     base = example_models / "models"
     (tmp_path / "models.config").write_text(_config(base, "half_plus_three"))
-    (tmp_path / "batching").write_text("max_batch_size { value: 64 } num_batch_threads { value: 4 }")
+    (tmp_path / "batching").write_text("max_batch_size { value: 8192 } num_batch_threads { value: 4 }")
     rest, path = _free_port(), tmp_path / "grpc.sock"
     command = f"""{JAXRANK} serve --host 127.0.0.1 --port=0 --rest_api_port={rest} --grpc_socket_path={path}
         --model_config_file={tmp_path}/models.config --model_config_file_poll_wait_seconds=1
@@ -74,6 +74,8 @@ def test_the_flags_of_tensorflow_model_server(example_models: Path, tmp_path: Pa
         --batching_parameters_file={tmp_path}/batching --file_system_poll_wait_seconds=1
         --max_num_load_retries=0 --rest_api_timeout_in_ms=5000
         --grpc_channel_arguments=grpc.max_connection_age_ms=60000,grpc.x=y
+        --num_request_iterations_for_warmup=0 --load_retry_interval_micros=-1
+        --enable_per_model_batching_parameters --mixed_precision bfloat16
         --allow_version_labels_for_unavailable_models=true --tensorflow_session_parallelism=0"""
     with killed(subprocess.Popen(command.split(), stderr=subprocess.PIPE, text=True)) as process:
         assert process.stderr is not None
@@ -84,6 +86,7 @@ def test_the_flags_of_tensorflow_model_server(example_models: Path, tmp_path: Pa
                 break
         text = "".join(log)
         assert "num_batch_threads has no meaning here: calls that run at once are --streams" in text
+        assert "WARNING" in next(line for line in log if "5000 candidates may share a call" in line)
         assert "--tensorflow-session-parallelism has no effect" in text
         with grpc.insecure_channel(f"unix:{path}") as channel:
             assert _half_plus_three(channel) == 3.5
@@ -125,6 +128,10 @@ def _curl(url: str) -> dict:
         (["models", "--grpc_channel_arguments=x"], "write name=value"),
         (["models", "--no_such_flag=1"], "No such option"),
         (["models", "--batching_parameters_file=/x"], "needs --enable-batching"),
+        (
+            ["--model_name=a", "--model_base_path=/x", "--canary=b=0.1", "--shadow=a=1", "--shadow=c=1"],
+            "names b, c; there is a (--model-name)",
+        ),
     ],
 )
 def test_refused_command_lines(options: list[str], words: str) -> None:
