@@ -4,7 +4,7 @@ waits for the answer any more."""
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class Work:
     inputs: Mapping[str, np.ndarray]
     outputs: Sequence[str] | None = None
     handle: Handle | None = None
-    """Of the request's own features; `inputs` are the candidates' then."""
+    """Of the request's own features, which the server holds; `inputs` are decoded without them then."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class DataPlane:
                 charge(max(1, count_candidates(work.inputs, model.manifest.signature)))
                 timeline.decoded(work.inputs)
                 urgency.check()
+                prepared = None
+                if work.handle is not None:
+                    _check_version(work.handle, ref.name, version)
+                    prepared = work.handle.digest
+                    work = replace(work, inputs={**model.prepared_features(prepared), **work.inputs})
                 with self._budget(urgency) as budget:
-                    if work.handle is None:
-                        outputs = answering.predict(work.inputs, work.outputs, urgency, budget)
-                    else:
-                        _check_version(work.handle, ref.name, version)
-                        prepared = work.handle.digest
-                        outputs = model.rank(prepared, work.inputs, work.outputs, urgency, budget)
+                    outputs = answering.predict(work.inputs, work.outputs, urgency, budget, prepared)
                 timeline.candidates = max((len(value) for value in outputs.values() if value.ndim), default=0)
                 urgency.check()
                 begun = time.monotonic()
@@ -135,8 +135,7 @@ class DataPlane:
                 raise
             if not _by_other(answering):
                 self.repository.judge(ref.name, version, fault_in(outputs))
-            # Degraded scores are not the model's; with a handle the request's features are not here.
-            if DEGRADATION not in urgency.remarks and work.handle is None:
+            if DEGRADATION not in urgency.remarks:  # degraded scores are not the model's
                 if self.keeps:
                     timeline.exchange = Exchange(model.manifest.signature, work.inputs, outputs)
                 if ref.version is None and ref.label is None:
@@ -148,19 +147,29 @@ class DataPlane:
         self, ref: ModelRef, urgency: Urgency, decode: Callable[[Manifest], Mapping[str, np.ndarray]]
     ) -> tuple[Handle, float]:
         """Prepares a request of the features that `decode` gives: its handle, and how many seconds it holds.
-        Raises as `run` does."""
+        Raises as `run` does.
+
+        A fault counts against the version as one of `run` does. What goes well proves nothing: there are no
+        scores. `Model.refuse_late` would estimate a whole ranking; the request tower's call, which is little
+        of one, is refused when it comes.
+        """
         check_name(ref)
         require("predict", ref.name)
         urgency.check()
         with self._lent(ref, urgency) as (model, version):
             if self.cpu is not None:
                 self.cpu.check(urgency)
-            with self.turns.turn(urgency) as urgency:
-                inputs = decode(model.manifest)
-                urgency.timeline.decoded(inputs)
-                urgency.check()
-                with self._budget(urgency) as budget:
-                    prepared = model.prepare(inputs, urgency, budget)
+            try:
+                with self.turns.turn(urgency) as urgency:
+                    inputs = decode(model.manifest)
+                    urgency.timeline.decoded(inputs)
+                    urgency.check()
+                    with self._budget(urgency) as budget:
+                        prepared = model.prepare(inputs, urgency, budget)
+            except Exception as error:
+                if fault := fault_of(error):
+                    self.repository.judge(ref.name, version, fault)
+                raise
         return Handle(version, prepared.digest), prepared.seconds
 
     @contextmanager

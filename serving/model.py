@@ -134,6 +134,7 @@ class Model:
         outputs: Sequence[str] | None = None,
         urgency: Urgency = ANY_TIME,
         budget: LookupBudget | None = None,
+        prepared: bytes | None = None,
     ) -> dict[str, np.ndarray]:
         """Scores checked features (see `serving.validation`, which refuses requests without candidates).
 
@@ -143,6 +144,7 @@ class Model:
             outputs: names of the outputs to return; all by default, in the signature's order.
             urgency: when the answer is wanted.
             budget: of lookups in stores, which it ends; it counts the default rows.
+            prepared: `Prepared.digest` of a request whose `prepared_features` are among the inputs.
 
         Returns:
             `[N, ...]` arrays by output name, with the signature's dtypes.
@@ -156,7 +158,7 @@ class Model:
         if self._states is None:
             blocks = self._host.run(inputs, budget)
         else:
-            blocks = self._states.blocks(inputs, urgency, budget)
+            blocks = self._states.blocks(inputs, urgency, budget, prepared)
         urgency.timeline.host = (begun, time.monotonic())
         return self._outputs_of(blocks, outputs, urgency)
 
@@ -170,20 +172,10 @@ class Model:
         Raises as `predict` does, and `UnsupportedError` where nothing is kept."""
         return self._kept_states().prepare(inputs, urgency, budget)
 
-    def rank(
-        self,
-        prepared: bytes,
-        candidates: Mapping[str, np.ndarray],
-        outputs: Sequence[str] | None = None,
-        urgency: Urgency = ANY_TIME,
-        budget: LookupBudget | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Scores checked candidate-scope features of a request that was prepared (`Prepared.digest`): what
-        `predict` gives for all features. Raises as it does, and `StateNotFoundError`."""
-        begun = time.monotonic()
-        blocks = self._kept_states().prepared_blocks(prepared, candidates, urgency, budget)
-        urgency.timeline.host = (begun, time.monotonic())
-        return self._outputs_of(blocks, outputs, urgency)
+    def prepared_features(self, prepared: bytes) -> Mapping[str, np.ndarray]:
+        """The request-scope features of a request that was prepared (`Prepared.digest`), for `predict`.
+        Raises `StateNotFoundError`, and `UnsupportedError` where nothing is kept."""
+        return self._kept_states().features(prepared)
 
     @property
     def state_counts(self) -> StateCounts | None:

@@ -8,11 +8,12 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxrank.manifest import Manifest
-from serving.degradation.config import CandidatesStep, DegradationError, Reductions
+from serving.degradation.config import CandidatesStep, DegradationError, History, Reductions
 from serving.degradation.reductions import (
     check_reductions,
     check_replacement,
     choose,
+    of_candidates,
     priors,
     rank_below,
     shorten,
@@ -67,8 +68,10 @@ class DegradedModel:
         outputs: Sequence[str] | None,
         urgency: Urgency,
         budget: LookupBudget | None = None,
+        prepared: bytes | None = None,
     ) -> Scores:
-        """As `Model.predict`, with the level's reductions. Says in `urgency.remarks` what was left out."""
+        """As `Model.predict`, with the level's reductions. Says in `urgency.remarks` what was left out. The
+        own histories of a request that was prepared stay whole: its state was made of them."""
         signature = self._model.manifest.signature
         names = [t.name for t in signature.outputs] if outputs is None else list(outputs)
         step = self._reductions.candidates
@@ -76,12 +79,16 @@ class DegradedModel:
             urgency = replace(urgency, turn_over=lambda: None)
 
         def own(features: Features) -> Scores:
-            return self._model.predict(features, names, urgency, budget)
+            return self._model.predict(features, names, urgency, budget, prepared)
 
         def other(features: Features, name: str) -> Scores | None:
             return self._by_other(name, features, names, urgency, budget)
 
-        found = self._reduced(inputs, own, other)
+        history = self._reductions.history
+        if prepared is not None and len(kept := of_candidates(history, signature)) < len(history):
+            history = kept
+            self._skip("history", DegradationError("requests by handle have their own histories whole"))
+        found = self._reduced(inputs, history, own, other)
         if self._level:
             urgency.remarks[DEGRADATION] = ";".join(self._remarks)
         return found
@@ -89,12 +96,13 @@ class DegradedModel:
     def _reduced(
         self,
         inputs: Features,
+        history: History,
         own: Callable[[Features], Scores],
         other: Callable[[Features, str], Scores | None],
     ) -> Scores:
         wanted, manifest = self._reductions, self._model.manifest
-        if wanted.history and self._fits("history", Reductions(wanted.history), manifest):
-            inputs, dropped = shorten(inputs, manifest.signature, wanted.history)
+        if history and self._fits("history", Reductions(history), manifest):
+            inputs, dropped = shorten(inputs, manifest.signature, history)
             self._remarks.append(f"history=-{dropped}")
             self._tally.count(history_values=dropped)
 

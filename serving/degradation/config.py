@@ -57,6 +57,8 @@ class ModelStep(
 
 
 Step = HistoryStep | CandidatesStep | ModelStep
+History = Mapping[str, tuple[int, str]]
+"""Length and kept end by feature."""
 
 
 class ModelSteps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,11 +82,10 @@ class Reductions:
     """What the first steps of a model come to.
 
     Attributes:
-        history: length and kept end by feature.
         model: who answers in the model's place.
     """
 
-    history: Mapping[str, tuple[int, str]]
+    history: History
     candidates: CandidatesStep | None = None
     model: str | None = None
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrank.manifest import Manifest, Signature, TensorSpec
 from serving.composites import composites
-from serving.degradation.config import CandidatesStep, DegradationError, Reductions
+from serving.degradation.config import CandidatesStep, DegradationError, History, Reductions
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -84,9 +84,13 @@ def _shown(spec: TensorSpec) -> str:
     return f"[{', '.join('N' if d is None else str(d) for d in spec.shape)}]"
 
 
-def shorten(
-    inputs: Inputs, signature: Signature, history: Mapping[str, tuple[int, str]]
-) -> tuple[dict[str, np.ndarray], int]:
+def of_candidates(history: History, signature: Signature) -> History:
+    """Without the request's own features."""
+    own = {spec.feature or spec.name for spec in signature.inputs if spec.scope == "request"}
+    return {feature: cut for feature, cut in history.items() if feature not in own}
+
+
+def shorten(inputs: Inputs, signature: Signature, history: History) -> tuple[dict[str, np.ndarray], int]:
     """Features whose rows have at most the given number of values, and how many values were dropped.
 
     A sparse feature keeps the first or last of a row's stored values where they are, and its shape.

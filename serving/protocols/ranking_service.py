@@ -26,6 +26,8 @@ from serving.workers import Workers
 
 MAX_STREAM_SECONDS = 60.0
 """Of a stream's deadline: while it waits for its client's next slice, it holds a thread."""
+_ROUNDING = 1.0
+"""Seconds by which gRPC may make a deadline later on its way."""
 
 
 class RankingService:
@@ -70,7 +72,7 @@ class RankingService:
         than there may be; for a slice as `rank` does, and `InvalidRequestError` for a later one with more
         than candidates.
         """
-        if urgency.remaining() > MAX_STREAM_SECONDS:
+        if urgency.remaining() > MAX_STREAM_SECONDS + _ROUNDING:
             raise InvalidRequestError(
                 f"RankSlices needs a deadline of at most {MAX_STREAM_SECONDS:g} s; set one, or send Rank for "
                 "each slice"

@@ -97,11 +97,14 @@ class StateCache:
         """An entry of any epoch, without counting."""
         with self._lock:
             entry = self._entries.get(key)
-            return entry if entry is not None and entry.expires > self._clock() else None
+            if entry is None or entry.expires <= self._clock():
+                return None
+            self._entries.move_to_end(key)
+            return entry
 
     def remaining(self, entry: Entry) -> float:
-        """Seconds until an entry expires."""
-        return entry.expires - self._clock()
+        """Seconds until an entry expires; 0 for one that is not kept."""
+        return max(entry.expires - self._clock(), 0.0)
 
     def get(
         self,
@@ -113,7 +116,7 @@ class StateCache:
         for_seconds: float = 0.0,
     ) -> tuple[Entry, bool]:
         """The entry of an epoch, and whether it was there: one that lives for at least `for_seconds`, or else
-        what `make` gives, called once for all who ask for it meanwhile.
+        what `make` gives, called once for all who ask for it meanwhile, which is kept until it `expires`.
 
         A request does not wait for one of lower priority, nor is it given the failure of another: that may
         only have had less time. While it waits, others have its turn.
@@ -150,17 +153,18 @@ class StateCache:
                 flight = None
                 break
             urgency.check()
-        if flight is None:
-            return make(), False
         try:
             entry = make()
             with self._lock:
-                flight.entry = entry = self._keep(key, entry)
+                entry = self._keep(key, entry)
+            if flight is not None:
+                flight.entry = entry
             return entry, False
         finally:
-            with self._lock:
-                del self._flights[key, epoch]
-            flight.done.set()
+            if flight is not None:
+                with self._lock:
+                    del self._flights[key, epoch]
+                flight.done.set()
 
     # --- inside; `_lock` is held ---
 
@@ -185,12 +189,16 @@ class StateCache:
             if old in self._entries and self._entries[old].expires == expires:
                 self._expire(old)
         there = self._entries.get(key)
-        if key[0] not in self._counts or (there is not None and there.epoch > entry.epoch):
-            return entry  # its owner has ended, or the tables have changed since it began
+        # Its owner has ended, the tables have changed since it began, or it is larger than the cache: what is
+        # there already stays for as long as was said.
+        if (
+            key[0] not in self._counts
+            or (there is not None and there.epoch > entry.epoch)
+            or entry.bytes > self.max_bytes
+        ):
+            return replace(made, expires=now if there is None else there.expires)
         if there is not None:
             self._remove(key)
-        if entry.bytes > self.max_bytes:
-            return replace(made, expires=now)
         self._entries[key] = entry
         self._ages.append((entry.expires, key))
         if len(self._ages) > 2 * len(self._entries) + _FEW:  # entries that made room for others

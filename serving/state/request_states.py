@@ -58,18 +58,28 @@ class RequestStates:
         """What lookups found so far."""
         return self._cache.counts(self._owner)
 
-    def blocks(self, inputs: Features, urgency: Urgency, budget: LookupBudget | None = None) -> FeatureBlocks:
+    def blocks(
+        self,
+        inputs: Features,
+        urgency: Urgency,
+        budget: LookupBudget | None = None,
+        prepared: bytes | None = None,
+    ) -> FeatureBlocks:
         """The feature blocks of a request, its state among them where it was found or is worth finding.
-        Raises what the host program, the engine's request tower and `StateCache.get` do."""
-        if not self._host.in_parts or not self._account.look():
+        `prepared` is the digest of a request that was prepared; what was computed before the tables changed
+        is computed again. Raises what the host program, the engine's request tower and `StateCache.get`
+        do."""
+        if not self._host.in_parts or (prepared is None and not self._account.look()):
             return self._host.run(inputs, budget)
         began = time.perf_counter_ns()
         now = self._host.now
-        key = digest([inputs[name] for name in self._names])
+        key = digest([inputs[name] for name in self._names]) if prepared is None else prepared
         spent = time.perf_counter_ns() - began
         side, hit, _ = self._side(key, now, inputs, urgency, budget)
-        self._account.looked(spent, hit)
-        return self._ranked(now, side, inputs, budget)
+        if prepared is None:
+            self._account.looked(spent, hit)
+        assert side is not None, "a host program in parts makes a side"
+        return replace(self._host.rank(now, side.host, inputs, budget), state=side.state)
 
     def prepare(self, inputs: Features, urgency: Urgency, budget: LookupBudget | None = None) -> Prepared:
         """Computes the request side, and keeps it with the features. `inputs` are those of the request.
@@ -81,26 +91,16 @@ class RequestStates:
         )
         return Prepared(key, self._cache.remaining(entry))
 
-    def prepared_blocks(
-        self, key: bytes, candidates: Features, urgency: Urgency, budget: LookupBudget | None = None
-    ) -> FeatureBlocks:
-        """The blocks of a request that was prepared. What was computed before the tables changed is computed
-        again.
-
-        Raises `StateNotFoundError` where the features are no longer there, and as `blocks` does.
-        """
-        known = self._cache.find((self._owner, key))
+    def features(self, prepared: bytes) -> Features:
+        """Those of a request that was prepared, by its digest. Raises `StateNotFoundError` where they are no
+        longer there."""
+        known = self._cache.find((self._owner, prepared))
         if known is None:
             raise StateNotFoundError(
                 "the state of this handle is not here: it expired, made room for others, or was prepared by "
                 "another server; send request_features, or call PrepareRequest again"
             )
-        inputs = {**known.features, **candidates}
-        if not self._host.in_parts:
-            return self._host.run(inputs, budget)
-        now = self._host.now
-        side, *_ = self._side(key, now, inputs, urgency, budget)
-        return self._ranked(now, side, inputs, budget)
+        return known.features
 
     def close(self) -> None:
         """Drops everything that is kept."""
@@ -143,12 +143,6 @@ class RequestStates:
         kept = replace(urgency, turn_over=lambda: None)
         state = self._engine.prepare(host.block, kept) if self._engine is not None else None
         return _Side(host, state)
-
-    def _ranked(
-        self, now: Snapshot, side: _Side | None, inputs: Features, budget: LookupBudget | None
-    ) -> FeatureBlocks:
-        assert side is not None, "a host program in parts makes a side"
-        return replace(self._host.rank(now, side.host, inputs, budget), state=side.state)
 
 
 def _size(features: Features, side: _Side | None) -> int:

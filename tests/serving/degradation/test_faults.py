@@ -20,6 +20,7 @@ from serving.errors import QUOTA, DeadlineError, OverloadedError
 from serving.model import Model
 from serving.repository import ModelRepository
 from serving.scheduling import Urgency
+from serving.state import StateCache
 from tests import models
 from tests.serving.lifecycle.versions import eventually
 
@@ -53,6 +54,25 @@ def test_a_rest_model_that_refuses_leaves_the_order_to_the_prior(ranker_bundle: 
     for one in (model, rest):
         one.close()
     full_streams.close()
+
+
+def test_what_a_handles_state_was_made_of_is_not_cut(
+    ranker_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, urgency = Model.load(ranker_bundle, states=StateCache(1 << 20, 60.0)), Urgency()
+    request = models.ranker_request(20, 9)
+    user = {name: value for name, value in request.items() if name.startswith("user_")}
+    prepared, expected = model.prepare(user).digest, model.predict(request, ["click"])["click"]
+
+    def lend(name: str) -> AbstractContextManager[tuple[Model, int]]:
+        raise AssertionError("no other model is asked")
+
+    degraded = DegradedModel(model, 1, Reductions({"user_items": (3, "first")}), lend, Tally("ranker"))
+    scores = degraded.predict(request, ["click"], urgency, prepared=prepared)["click"]
+    assert urgency.remarks[DEGRADATION] == "level=1;skipped=history"
+    assert "requests by handle have their own histories whole" in caplog.text
+    np.testing.assert_array_equal(scores, expected)
+    model.close()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from serving.grpc_server import Server, StartError
 from serving.model import Model
 from serving.scheduling import ANY_TIME
 from serving.wire import predict_pb2 as pb
+from serving.wire import ranking_pb2
 from serving.wire.codec import decode, encode_content
-from serving.wire.reflection import PREDICTION_SERVICE
+from serving.wire.reflection import PREDICTION_SERVICE, RANKING_SERVICE
 from tests import models
 from tests.serving.conftest import StartServer
 
@@ -101,6 +102,57 @@ def test_the_steps_of_a_level_apply_together(channel: grpc.Channel) -> None:
     found, told = _ask(channel, "replaced")
     assert told == "level=2;model=other:1;candidates=10/60"
     np.testing.assert_allclose(found["click"][_best()], full["click"][_best()], rtol=0, atol=TOLERANCE)
+
+
+def _ranked(channel: grpc.Channel, model: str) -> tuple[list[dict], str]:
+    """Scores of a prepared request's two slices, half of the candidates each, and what the client is told."""
+    features, spec = models.ranker_request(ROWS, 9), pb.ModelSpec(name=model)
+    user = {name: value for name, value in features.items() if name.startswith("user_")}
+    asked = ranking_pb2.RequestFeatures(model_spec=spec)
+    for name, value in user.items():
+        asked.features[name].CopyFrom(encode_content(value))
+    prepare = channel.unary_unary(f"/{RANKING_SERVICE}/PrepareRequest")
+    handle = ranking_pb2.RequestState.FromString(prepare(asked.SerializeToString(), timeout=30)).handle
+    slices = [ranking_pb2.RankRequest(model_spec=spec, handle=handle), ranking_pb2.RankRequest()]
+    for number, part in enumerate(slices):
+        for name, value in features.items():
+            if name not in user:
+                half = value[number * ROWS // 2 : (number + 1) * ROWS // 2]
+                part.candidates[name].CopyFrom(encode_content(half))
+    messages = (part.SerializeToString() for part in slices)
+    answers = channel.stream_stream(f"/{RANKING_SERVICE}/RankSlices")(messages, timeout=30)
+    found = [ranking_pb2.RankResponse.FromString(answer).outputs for answer in answers]
+    told = dict(answers.trailing_metadata() or ())
+    return [{n: decode(n, t) for n, t in outputs.items()} for outputs in found], str(told.get(DEGRADATION))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fewer", "level=1;candidates=10/30"),
+        ("by_other", "level=1;model=plain:1;candidates=10/30"),
+        ("replaced", "level=2;model=other:1;candidates=10/30"),
+    ],
+)
+def test_steps_apply_to_each_slice_of_a_handle(
+    server: Server, channel: grpc.Channel, name: str, told: str
+) -> None:
+    assert server.degradation is not None
+    before = server.degradation.qualities()[name]
+    full, _ = _ask(channel, "plain")
+    slices, found = _ranked(channel, name)
+    assert found == told
+    prices = models.ranker_request(ROWS, 9)["item_price"].reshape(2, -1)
+    for number, (outputs, price) in enumerate(zip(slices, prices, strict=True)):
+        best = np.zeros(len(price), bool)
+        best[np.argsort(-price, kind="stable")[:10]] = True
+        for output, scores in outputs.items():
+            exact = full[output].reshape(2, -1)[number]
+            np.testing.assert_allclose(scores[best], exact[best], rtol=0, atol=TOLERANCE)
+            assert scores[~best].max() < scores[best].min()
+    after, level = server.degradation.qualities()[name], int(told[6])
+    assert after.answered[level] == before.answered.get(level, 0) + 2
+    assert after.candidates_ranked_below == before.candidates_ranked_below + 40
 
 
 def test_full_quality_says_nothing(channel: grpc.Channel) -> None:

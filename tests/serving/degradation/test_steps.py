@@ -12,6 +12,7 @@ from serving.degradation.reductions import (
     check_reductions,
     check_replacement,
     choose,
+    of_candidates,
     rank_below,
     shorten,
     take_candidates,
@@ -50,6 +51,19 @@ def test_taken_candidates_are_the_rows_of_all(bags: Converted) -> None:
     taken = take_candidates(features, bags.manifest.signature, chosen)
     _checked(bags, taken)
     np.testing.assert_array_equal(_block(bags, taken), _block(bags, features)[chosen])
+
+
+def test_histories_of_candidates(bags: Converted) -> None:
+    """By the names of features, not of their parts."""
+    signature = bags.manifest.signature
+    first, *others = dict.fromkeys(spec.feature or spec.name for spec in signature.inputs)
+    inputs = [
+        msgspec.structs.replace(s, scope="request" if first in (s.feature, s.name) else "candidate")
+        for s in signature.inputs
+    ]
+    history = {name: (1, "first") for name in (first, *others)}
+    found = of_candidates(history, msgspec.structs.replace(signature, inputs=tuple(inputs)))
+    assert list(found) == others
 
 
 @pytest.mark.parametrize("keep", ["first", "last"])

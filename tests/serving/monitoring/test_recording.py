@@ -87,6 +87,28 @@ def test_what_was_answered_is_in_the_file(
             np.testing.assert_array_equal(found, scores)
 
 
+def test_a_request_by_handle_is_recorded_with_its_features(
+    models_dir: Path, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    file = tmp_path / "traffic.tfrecord"
+    server = start_server(models_dir, monitoring=MonitoringOptions(record=file, record_sample=1.0))
+    client, features = PredictClient(server.address), models.ranker_request(40, 40)
+    user = {name: value for name, value in features.items() if name.startswith("user_")}
+    items = {name: value for name, value in features.items() if name not in user}
+    state = client.prepare("ranker", user)
+    answers = [client.rank("ranker", state, items), *client.rank_slices("ranker", state, [items])]
+    client.close()
+    assert server.stop()
+    found = read_examples(file, read_manifest(models_dir / "ranker" / "3").signature)
+    logs = [PredictionLog.FromString(data).predict_log for data in read_records(file)]
+    assert len(found) == len(logs) == 2
+    for request, log, answer in zip(found, logs, answers, strict=True):
+        for name, value in features.items():
+            np.testing.assert_array_equal(request[name], value)
+        for name, scores in answer.items():
+            np.testing.assert_array_equal(decode(name, log.response.outputs[name]), scores)
+
+
 def _timeline(number: int, size: int = 100) -> Timeline:
     timeline = Timeline("GRPC", "Predict", model="m", version=1)
     inputs = {"x": np.full(size, number, np.float32)}

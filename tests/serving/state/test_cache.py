@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 
@@ -61,6 +62,30 @@ def test_what_is_larger_than_the_cache_is_not_kept(cache: StateCache) -> None:
     assert (huge.value, hit, cache.remaining(huge)) == ("huge", False, 0.0)
     assert cache.find((owner, b"small")) and not cache.find((owner, b"huge"))
     assert cache.bytes == 100
+
+
+def test_what_is_there_stays_for_its_time_when_it_is_made_anew_and_not_kept(
+    cache: StateCache, clock: Clock
+) -> None:
+    owner = cache.new_owner()
+    there, _ = cache.get((owner, b"a"), 1, lambda: _entry("there", epoch=1), ANY_TIME)
+    clock.now = 1.0
+    huge, _ = cache.get((owner, b"a"), 2, lambda: _entry("huge", 1001, epoch=2), ANY_TIME)
+    earlier, _ = cache.get((owner, b"a"), 0, lambda: _entry("earlier"), ANY_TIME)
+    assert cache.remaining(huge) == cache.remaining(earlier) == TTL - 1.0
+    assert cache.find((owner, b"a")) is there
+    unkept, _ = cache.get((owner, b"huge"), 0, lambda: _entry("huge", 1001), ANY_TIME)
+    clock.now = 1.1
+    assert cache.remaining(unkept) == 0.0
+
+
+def test_what_is_found_is_used(cache: StateCache) -> None:
+    owner = cache.new_owner()
+    for name in (b"a", b"b"):
+        _ask(cache, owner, name, _entry(size=500))
+    assert cache.find((owner, b"a"))
+    _ask(cache, owner, b"c", _entry(size=500))
+    assert cache.find((owner, b"a")) and not cache.find((owner, b"b"))
 
 
 def test_nothing_is_used_after_its_time(cache: StateCache, clock: Clock) -> None:
@@ -159,6 +184,28 @@ def test_what_is_not_to_be_kept_is_computed_by_each(cache: StateCache) -> None:
     assert _ask(cache, owner, b"a", _entry("other")) == ("whole", True)
 
 
+def test_who_waited_for_what_is_not_kept_keeps_its_own(cache: StateCache) -> None:
+    owner, began, release = cache.new_owner(), threading.Event(), threading.Event()
+
+    def partly() -> Entry:
+        began.set()
+        assert release.wait(30)
+        return _entry(None)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, (owner, b"a"), 0, partly, ANY_TIME)
+        assert began.wait(30)
+        waits = threading.Event()
+        urgency = Urgency(turn_given_back=lambda: waits.set() or nullcontext())
+        second = pool.submit(cache.get, (owner, b"a"), 0, lambda: _entry("whole"), urgency)
+        assert waits.wait(30)
+        release.set()
+        assert first.result()[0].value is None
+        entry, hit = second.result()
+    assert (entry.value, hit, cache.remaining(entry)) == ("whole", False, TTL)
+    assert _ask(cache, owner, b"a", _entry("other")) == ("whole", True)
+
+
 def test_a_request_does_not_wait_for_one_of_lower_priority(cache: StateCache) -> None:
     owner, began, release = cache.new_owner(), threading.Event(), threading.Event()
 
@@ -171,6 +218,7 @@ def test_a_request_does_not_wait_for_one_of_lower_priority(cache: StateCache) ->
         first = pool.submit(cache.get, (owner, b"a"), 0, slow, Urgency.within(None, priority=-1))
         assert began.wait(30)
         entry, hit = cache.get((owner, b"a"), 0, lambda: _entry("own"), ANY_TIME)
-        assert (entry.value, hit) == ("own", False)
+        assert (entry.value, hit, cache.remaining(entry)) == ("own", False, TTL)
+        assert cache.find((owner, b"a")) is entry
         release.set()
         assert first.result()[0].value == "slow"

@@ -47,6 +47,10 @@ def epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _rank(model: Model, prepared: bytes) -> dict[str, np.ndarray]:
+    return model.predict({**model.prepared_features(prepared), **ITEMS}, prepared=prepared)
+
+
 def _epoch(answer: dict[str, np.ndarray]) -> float:
     values = np.unique(np.concatenate([answer["users"], answer["items"]]))
     assert len(values) == 1, f"a mix of epochs: {values}"
@@ -68,7 +72,7 @@ def test_requests_see_one_epoch_while_deltas_come(epochs: Path, tmp_path: Path) 
             last = 0.0
             while not done.is_set():
                 with repository.lend("model") as (model, _):
-                    for answer in (model.predict({**USER, **ITEMS}), model.rank(digest, ITEMS)):
+                    for answer in (model.predict({**USER, **ITEMS}), _rank(model, digest)):
                         assert (epoch := _epoch(answer)) >= last
                         last = epoch
         except BaseException as error:
@@ -85,7 +89,7 @@ def test_requests_see_one_epoch_while_deltas_come(epochs: Path, tmp_path: Path) 
                 shutil.copytree(epochs / "deltas" / f"{epoch}", deltas_of(bundle) / f".{epoch}")
                 (deltas_of(bundle) / f".{epoch}").rename(deltas_of(bundle) / f"{epoch}")
                 repository.update_tables()
-                assert _epoch(model.rank(digest, ITEMS)) == epoch
+                assert _epoch(_rank(model, digest)) == epoch
                 assert _epoch(model.predict({**USER, **ITEMS})) == epoch
         finally:
             done.set()
@@ -108,14 +112,14 @@ def test_a_handle_ends_with_its_time_and_its_room(epochs: Path) -> None:
     now[0] = 2.6
     assert model.prepare(USER).seconds == 5.0, "half of the time at least is promised"
     now[0] = 7.5
-    assert _epoch(model.rank(first.digest, ITEMS)) == 0
+    assert _epoch(_rank(model, first.digest)) == 0
     now[0] = 7.6
     with pytest.raises(StateNotFoundError, match="expired, made room"):
-        model.rank(first.digest, ITEMS)
+        _rank(model, first.digest)
     handles = [model.prepare({"users_ids": np.array([i])}).digest for i in range(ROWS // 2)]
     with pytest.raises(StateNotFoundError):
-        model.rank(handles[0], ITEMS)
-    assert _epoch(model.rank(handles[-1], ITEMS)) == 0
+        _rank(model, handles[0])
+    assert _epoch(_rank(model, handles[-1])) == 0
     counts = model.state_counts
     assert counts is not None and counts.evictions > 100 and counts.bytes <= 20_000
     model.close()

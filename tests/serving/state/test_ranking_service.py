@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ import pytest
 from serving.client import PredictClient, RequestState
 from serving.grpc_server import Server
 from serving.protocols.kserve_tensors import datatype_of, to_raw
-from serving.scheduling import ANY_TIME
+from serving.scheduling import ANY_TIME, PRIORITY
 from serving.state import StateCounts
 from serving.state.request_states import RequestStates
-from serving.wire import kserve_pb2
-from serving.wire.reflection import INFERENCE_SERVICE
+from serving.wire import kserve_pb2, predict_pb2, ranking_pb2
+from serving.wire.codec import encode_content
+from serving.wire.reflection import INFERENCE_SERVICE, RANKING_SERVICE
 from tests import models
 from tests.serving.conftest import StartServer
 from tests.serving.lifecycle.versions import eventually
@@ -104,6 +106,36 @@ def test_a_prepared_request_has_predicts_scores(
         np.testing.assert_allclose(ranked[name], value, rtol=0, atol=1e-6)
     after = _counts(server)
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 4 + SLICES)
+
+
+def test_a_handle_made_beside_one_of_lower_priority_holds(
+    server: Server, client: PredictClient, plain: PredictClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = models.ranker_request(CANDIDATES, 10)
+    user, candidates = _scopes(features)
+    expected, computes, go_on = plain.predict("ranker", features), threading.Event(), threading.Event()
+    made = RequestStates._made
+
+    def slowly(self: RequestStates, *arguments: object) -> object:
+        if not computes.is_set():
+            computes.set()
+            assert go_on.wait(60)
+        return made(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RequestStates, "_made", slowly)
+    asked = ranking_pb2.RequestFeatures(model_spec=predict_pb2.ModelSpec(name="ranker"))
+    for name, value in user.items():
+        asked.features[name].CopyFrom(encode_content(value))
+    prepare = client.channel.unary_unary(f"/{RANKING_SERVICE}/PrepareRequest")
+    low = prepare.future(asked.SerializeToString(), timeout=60, metadata=((PRIORITY, "low"),))
+    try:
+        assert computes.wait(60)
+        state = client.prepare("ranker", user)
+        assert 2.0 < state.seconds <= 5.0
+        _assert_same(client.rank("ranker", state, candidates), expected)
+    finally:
+        go_on.set()
+    assert ranking_pb2.RequestState.FromString(low.result()).handle == state.handle
 
 
 def _infer(server: Server, features: Features) -> Features:
@@ -295,6 +327,26 @@ def test_streams_leave_workers_to_others(client: PredictClient) -> None:
         for _ in client.rank_slices("ranker", user, iter(SimpleQueue().get, None), timeout=0.2):
             pass
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_client_may_think_between_slices(models_dir: Path, start_server: StartServer) -> None:
+    """For longer than the first message of a call may take to come."""
+    client = PredictClient(start_server(models_dir, message_seconds=0.3).address)
+    user, candidates = _scopes(models.ranker_request(CANDIDATES, 11))
+    sent: SimpleQueue[Features | None] = SimpleQueue()
+    answers = client.rank_slices("ranker", user, iter(sent.get, None), timeout=30)
+    sent.put(candidates)
+    first = next(answers)
+    time.sleep(1.5)
+    sent.put(candidates)
+    _assert_same(next(answers), first)
+    sent.put(None)
+    assert list(answers) == []
+    with pytest.raises(grpc.RpcError) as ended:
+        next(client.rank_slices("ranker", user, iter(sent.get, None), timeout=30))
+    assert ended.value.code() is grpc.StatusCode.CANCELLED
+    sent.put(None)
+    client.close()
 
 
 def test_each_slice_is_a_request(server: Server, client: PredictClient) -> None:
