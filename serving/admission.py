@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -24,10 +25,11 @@ from serving.message_bytes import MessageBytes
 from serving.monitoring.ended import Ended
 from serving.monitoring.timeline import UNROUTED, Timeline
 from serving.protocols.grpc_calls import abort
+from serving.protocols.ranking_service import MAX_STREAM_SECONDS
 from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE
 
 MESSAGE_SECONDS = 10.0
-"""In which the message of a call must come."""
+"""In which the message of a call must come, of a stream of slices the first one."""
 
 IDLE_CALLS = 128
 """Of a server, beside those whose requests are answered or wait: calls whose message has not come, and those
@@ -92,9 +94,10 @@ class Admission(grpc.ServerInterceptor):
 
     def _wrap(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         service = method[1:].partition("/")[0]
-        coding = (handler.request_deserializer, handler.response_serializer)
+        # Health checking and reflection would have gRPC parse: `_parsed`.
+        coding = (None, handler.response_serializer)
         if service == reflection.SERVICE_NAME:
-            return grpc.stream_stream_rpc_method_handler(self._talking(handler.stream_stream), *coding)
+            return grpc.stream_stream_rpc_method_handler(self._talking(handler), *coding)
         if service != health.SERVICE_NAME and handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(self._streaming(handler.stream_stream), *coding)
         if service != health.SERVICE_NAME:
@@ -102,8 +105,8 @@ class Admission(grpc.ServerInterceptor):
             work = self._working(handler.unary_unary, room, method in _OPEN)
             return grpc.stream_unary_rpc_method_handler(work, *coding)
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._watching(handler.unary_stream), *coding)
-        return grpc.stream_unary_rpc_method_handler(self._checking(handler.unary_unary), *coding)
+            return grpc.stream_stream_rpc_method_handler(self._watching(handler), *coding)
+        return grpc.stream_unary_rpc_method_handler(self._checking(handler), *coding)
 
     def _working(self, behavior: Any, room: "_Room", is_open: bool) -> Any:
         def work(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
@@ -119,7 +122,8 @@ class Admission(grpc.ServerInterceptor):
         return work
 
     def _streaming(self, behavior: Any) -> Any:
-        """Messages and answers one by one. Whoever answers bounds how many are open."""
+        """Messages and answers one by one. Whoever answers bounds how many are open, and their deadlines:
+        a client may think until then before it sends another message."""
 
         def work(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with self._entered(self._calls, context):
@@ -128,7 +132,7 @@ class Admission(grpc.ServerInterceptor):
                         CALLER.set(self._access.caller_of_call(context))
                 except ServingError as error:
                     self._refuse(context, error)
-                with closing(self._each(messages, context)) as each:
+                with closing(self._each(messages, context, MAX_STREAM_SECONDS)) as each:
                     yield from behavior(each, context)
 
         return work
@@ -152,21 +156,23 @@ class Admission(grpc.ServerInterceptor):
         try:
             try:
                 message = self._arrivals.first(messages, context)
-                held.add(_size(message))
+                held.add(len(message))
             except ServingError as error:
                 self._refuse(context, error)
             yield message
         finally:
             held.end()
 
-    def _each(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Generator[Any, None, None]:
-        """All messages of a stream. What the first one asks is needed until the end, each other one until
-        the next."""
+    def _each(
+        self, messages: Iterator[Any], context: grpc.ServicerContext, later_seconds: float | None = None
+    ) -> Generator[Any, None, None]:
+        """All messages of a stream; `later_seconds` are for each but the first, as many as for that by
+        default. What the first one asks is needed until the end, each other one until the next."""
         first, other = held = self._messages.hold(), self._messages.hold()
         try:
-            for number, message in enumerate(self._arrivals.each(messages, context)):
+            for number, message in enumerate(self._arrivals.each(messages, context, later_seconds)):
                 other.end()
-                held[min(number, 1)].add(_size(message))
+                held[min(number, 1)].add(len(message))
                 yield message
         except ServingError as error:
             self._refuse(context, error)
@@ -180,19 +186,27 @@ class Admission(grpc.ServerInterceptor):
         self._ended(timeline)
         abort(context, error)
 
-    def _checking(self, behavior: Any) -> Any:
+    def _parsed(self, handler: Any, data: bytes, context: grpc.ServicerContext) -> Any:
+        """The message that a handler of gRPC's own takes. Where it does not parse gRPC would answer INTERNAL,
+        with a traceback in the log."""
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError:
+            self._refuse(context, InvalidRequestError(f"the request's {len(data)} bytes do not parse"))
+
+    def _checking(self, handler: Any) -> Any:
         def check(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with self._entered(self._probes, context), self._first(messages, context) as message:
-                return behavior(message, context)
+            with self._entered(self._probes, context), self._first(messages, context) as data:
+                return handler.unary_unary(self._parsed(handler, data, context), context)
 
         return check
 
-    def _watching(self, behavior: Any) -> Any:
+    def _watching(self, handler: Any) -> Any:
         """A health Watch, which ends when its client does."""
 
         def watch(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._entered(self._watches, context), self._first(messages, context) as message:
-                answers = behavior(message, context)
+            with self._entered(self._watches, context), self._first(messages, context) as data:
+                answers = handler.unary_stream(self._parsed(handler, data, context), context)
                 if not context.is_active():  # it ended before the servicer asked to be told
                     answers.close()
                 yield from answers
@@ -200,21 +214,17 @@ class Admission(grpc.ServerInterceptor):
         watch.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return watch
 
-    def _talking(self, behavior: Any) -> Any:
+    def _talking(self, handler: Any) -> Any:
         """Reflection: its thread is free again when a message does not come in time."""
 
         def talk(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             each = self._each(messages, context)
             with self._entered(self._reflections, context), closing(each):
-                yield from behavior(each, context)
+                parsed = (self._parsed(handler, data, context) for data in each)
+                yield from handler.stream_stream(parsed, context)
 
         talk.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
         return talk
-
-
-def _size(message: Any) -> int:
-    """Bytes of a message; protocols of ours take them as they came."""
-    return len(message) if isinstance(message, bytes) else message.ByteSize()
 
 
 class _Room:
@@ -239,13 +249,14 @@ class _Arrivals:
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
+        """By call, until when it waits."""
         self._stop = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="arrivals", daemon=True)
         self._sweeper.start()
 
     def first(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """The next message. Raises `InvalidRequestError` where the client ends without one."""
-        self._waiting[id(context)] = (time.monotonic(), context)
+        self._waiting[id(context)] = (time.monotonic() + self._seconds, context)
         try:
             return next(messages)
         except StopIteration:
@@ -253,10 +264,13 @@ class _Arrivals:
         finally:
             del self._waiting[id(context)]
 
-    def each(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """All messages."""
+    def each(
+        self, messages: Iterator[Any], context: grpc.ServicerContext, later_seconds: float | None
+    ) -> Iterator[Any]:
+        """All messages, of which each but the first may take `later_seconds`."""
+        seconds = self._seconds
         while True:
-            self._waiting[id(context)] = (time.monotonic(), context)
+            self._waiting[id(context)] = (time.monotonic() + seconds, context)
             try:
                 message = next(messages)
             except StopIteration:
@@ -264,6 +278,7 @@ class _Arrivals:
             finally:
                 del self._waiting[id(context)]
             yield message
+            seconds = self._seconds if later_seconds is None else later_seconds
 
     def close(self) -> None:
         self._stop.set()
@@ -271,7 +286,7 @@ class _Arrivals:
 
     def _sweep(self) -> None:
         while not self._stop.wait(min(1.0, self._seconds)):
-            late = time.monotonic() - self._seconds
-            for since, context in list(self._waiting.values()):
-                if since < late:
+            now = time.monotonic()
+            for until, context in list(self._waiting.values()):
+                if until < now:
                     context.cancel()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import grpc
 from aiohttp import web
@@ -98,7 +99,10 @@ class RestOptions:
     max_connections: int = 1024
     cors: bool = False
     header_seconds: float = _SECONDS_OF_HEADERS
-    """In which the headers of a request must come."""
+    """In which the headers of a request must come: from its first byte, or where it is the first one of a
+    connection, from the beginning of that."""
+    idle_seconds: float = _SECONDS_OF_IDLENESS
+    """In which the first byte of the next request must come."""
     share_port: bool = False
     """Whether other processes listen on the port, too."""
     tls: ssl.SSLContext | None = None
@@ -159,7 +163,8 @@ class RestServer:
             self._options,
             handler_cancellation=True,
             access_log=None,
-            keepalive_timeout=_SECONDS_OF_IDLENESS,
+            # `_BoundedServer` ends idle connections; aiohttp would end those, too, on which headers come.
+            keepalive_timeout=self._options.idle_seconds + self._options.header_seconds,
             logger=_protocol_log,
         )
         tls = self._options.tls
@@ -359,8 +364,21 @@ class RestServer:
         self._ended(timeline)
 
 
+class _Connection(RequestHandler):
+    """Tells its server what comes."""
+
+    def __init__(self, server: "_BoundedServer", **kwargs: Any):
+        super().__init__(server, **kwargs)
+        self._began = server.began
+
+    def data_received(self, data: bytes) -> None:
+        self._began(self)
+        super().data_received(data)
+
+
 class _BoundedServer(web.Server):
-    """Bounds connections, and the time in which one must send the headers of a request."""
+    """Bounds connections, how long one may rest, and the time in which it must send the headers of a
+    request."""
 
     def __init__(
         self,
@@ -372,6 +390,10 @@ class _BoundedServer(web.Server):
         self._options = options
         self._timers: dict[RequestHandler, asyncio.TimerHandle] = {}
         self._open: dict[RequestHandler, asyncio.Transport] = {}
+        self._idle: set[RequestHandler] = set()
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -393,7 +415,14 @@ class _BoundedServer(web.Server):
     def idle(self, request: web.BaseRequest) -> None:
         """A request was answered: the next one may take its time to begin, not to come."""
         if request.protocol in self._open:
-            self._arm(request.protocol, _SECONDS_OF_IDLENESS + self._options.header_seconds)
+            self._arm(request.protocol, self._options.idle_seconds)
+            self._idle.add(request.protocol)
+
+    def began(self, handler: RequestHandler) -> None:
+        """Bytes came. The beginning of headers that came with the request before is not seen: what follows
+        it is."""
+        if handler in self._idle:
+            self._arm(handler, self._options.header_seconds)
 
     def close_idle(self) -> None:
         """Closes connections on which no request is."""
@@ -406,6 +435,7 @@ class _BoundedServer(web.Server):
         self._timers[handler] = loop.call_later(seconds, self._open[handler].abort)
 
     def _disarm(self, handler: RequestHandler) -> None:
+        self._idle.discard(handler)
         timer = self._timers.pop(handler, None)
         if timer is not None:
             timer.cancel()

@@ -99,3 +99,21 @@ def ranker_bundle(ranker_saved_model: Path, once: Once) -> Path:
         compile_bundle(directory / "ranker", ["cpu", "cuda:sm_80", "vulkan"])
 
     return once("ranker_bundle", build) / "ranker"
+
+
+@pytest.fixture(scope="session")
+def example_models(once: Once) -> Path:
+    """A directory with the SavedModels `classifier`, `regressor` and `half_plus_three`, and their bundles in
+    `models/`."""
+    from converters.convert import convert
+    from mlir_pipeline.compile import compile_bundle
+
+    def build(path: Path) -> None:
+        models.save_classifier(path / "classifier")
+        models.save_regressor(path / "regressor")
+        models.save_half_plus_three(path / "half_plus_three")
+        for name in ("classifier", "regressor", "half_plus_three"):
+            convert(path / name, path / "models" / name / "1")
+            compile_bundle(path / "models" / name / "1", ["cpu"])
+
+    return once("examples", build)

@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 
 NUMBERS = (0, 1, -1, 2, 7, 127, -128, 255, 2**31 - 1, -(2**31), 2**32, 2**53 + 1, 2**63 - 1, -(2**63))
 TEXTS = ("", "x", "ranker", "../ranker", "serving_default", "click", "item_id", "\0", "☃" * 50, "9" * 400)
+MANY = (10_000, 200_000)
+"""Elements that a flood adds, at least and at most."""
+LARGEST = (2**63 - 1, 2**31 - 1, 1)
+"""What a flood is of: numbers whose product is long. The first one that a field takes."""
 FLOATS = (0.0, -1.0, 1e38, 1e-45, float("inf"), float("-inf"), float("nan"))
 
 
@@ -43,6 +47,8 @@ def mutated(message: Message, mutations: Sequence[Mutation]) -> bytes:
     for mutation in mutations:
         if mutation.kind in ("set", "clear", "repeat"):
             _change(changed, mutation)
+        elif mutation.kind == "flood" and (places := floodable(changed)):
+            _flood(*_pick(places, mutation.where), mutation.number)
     return bytes_mutated(changed.SerializeToString(), mutations)
 
 
@@ -65,7 +71,11 @@ def json_mutated(document: Any, mutations: Sequence[Mutation]) -> bytes:
     """The text of a JSON document after mutations of its values, then of its bytes."""
     document = json.loads(json.dumps(document))
     for kind, where, number in mutations:
-        if kind in ("set", "clear", "repeat"):
+        if kind == "flood":
+            container, key = _pick(lists(document), where)
+            first = container[key][0] if container[key] else 0
+            container[key] += [LARGEST[0] if isinstance(first, int) else first] * _many(number)
+        elif kind in ("set", "clear", "repeat"):
             parent, key = _pick(_places(document), where)
             if kind == "clear":
                 del parent[key]
@@ -77,6 +87,43 @@ def json_mutated(document: Any, mutations: Sequence[Mutation]) -> bytes:
         if not document:
             break
     return bytes_mutated(json.dumps(document).encode(), mutations)
+
+
+def lists(document: Any) -> list[tuple[Any, Any]]:
+    """Every list in a document, as its (container, key)."""
+    return [(parent, key) for parent, key in _places(document) if isinstance(parent[key], list)]
+
+
+def floodable(message: Message) -> list[tuple[Message, FieldDescriptor]]:
+    """The repeated fields of numbers and of messages, in a message and in those inside of it: one place of
+    each field."""
+    found = {}
+    for inside in _messages(message):
+        for field in inside.DESCRIPTOR.fields:
+            texts = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+            if field.is_repeated and not texts and not _is_map(field):
+                found.setdefault(field.full_name, (inside, field))
+    return list(found.values())
+
+
+def _many(number: int) -> int:
+    least, most = MANY
+    return least + number * (most - least) // 2**16
+
+
+def _flood(message: Message, field: FieldDescriptor, number: int) -> None:
+    """More elements than anybody sends, all at once."""
+    values = getattr(message, field.name)
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        one = values[0] if values else values.add()
+        values.extend([type(one).FromString(one.SerializeToString())] * _many(number))
+        return
+    for value in LARGEST:
+        try:
+            values.extend([value] * _many(number))
+        except (ValueError, TypeError):  # out of the field's range
+            continue
+        return
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:

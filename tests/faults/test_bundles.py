@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,7 +96,15 @@ def _statuses(server: ServerProcess, channel: grpc.Channel) -> dict[int, tuple[i
     return {s.version: (s.state, s.status.error_message) for s in found}
 
 
-def _give(server: ServerProcess, models_dir: Path, bundle: Path, count: int, seal: bool, check: Callable):
+def _give(
+    server: ServerProcess,
+    models_dir: Path,
+    bundle: Path,
+    count: int,
+    seal: bool,
+    check: Callable,
+    tally: Counter[str],
+) -> None:
     """Gives the server damaged versions in batches, and `check`s what became of each."""
     draw = random.Random(7 + seal)
     names = [str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file()]
@@ -111,7 +120,9 @@ def _give(server: ServerProcess, models_dir: Path, bundle: Path, count: int, sea
         for number in batch:
             (models_dir / "damaged").mkdir(exist_ok=True)
             (aside / str(number)).rename(models_dir / "damaged" / str(number))
+        tally["damaged_bundles"] += len(batch)
         found = _wait_for(batch, server, client.channel)
+        tally["damaged_bundles_not_tried"] += len(batch.keys() - found.keys())
         for number, name in batch.items():
             if number in found:
                 check(client, number, name, *found[number])
@@ -166,10 +177,13 @@ class _Healthy(threading.Thread):
 
 
 @pytest.mark.parametrize("seal", [False, True], ids=["damaged", "with fitting digests"])
-def test_damaged_bundles(server: ServerProcess, models_dir: Path, ranker_bundle: Path, seal: bool) -> None:
+def test_damaged_bundles(
+    server: ServerProcess, models_dir: Path, ranker_bundle: Path, tally: Counter[str], seal: bool
+) -> None:
     healthy = _Healthy(server)
     healthy.start()
     before, refused = server.rss_mib(), 0
+    tally["damaged_bundles_refused"] += 0
 
     def check(client, version: int, name: str, state: int, error: str) -> None:  # noqa: ANN001
         nonlocal refused
@@ -177,7 +191,9 @@ def test_damaged_bundles(server: ServerProcess, models_dir: Path, ranker_bundle:
             assert seal or name in error or files.MANIFEST in error, (name, error)
             assert error
             refused += 1
+            tally["damaged_bundles_refused"] += 1
             return
+        tally["damaged_bundles_served"] += 1
         try:
             found = client.predict("damaged", FEATURES, version=version, timeout=30)
         except grpc.RpcError as refusal:
@@ -186,8 +202,11 @@ def test_damaged_bundles(server: ServerProcess, models_dir: Path, ranker_bundle:
         if not seal:  # the damage is where nothing looks
             assert all(np.array_equal(found[name], value) for name, value in healthy.expected.items())
 
-    _give(server, models_dir, ranker_bundle, BUNDLES // 2, seal, check)
-    healthy.end()
+    try:
+        _give(server, models_dir, ranker_bundle, BUNDLES // 2, seal, check, tally)
+    finally:
+        tally["crashes"] += not server.alive()
+        healthy.end()
     assert refused and healthy.asked and not healthy.wrong
     assert server.rss_mib() - before < GROWTH_MIB
     print(f"{BUNDLES // 2} bundles, {refused} refused, {healthy.asked} requests meanwhile")

@@ -1,6 +1,7 @@
 """Clients that are slow, that are too many, and that ask for names which would be paths."""
 
 import http.client
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import grpc
 import numpy as np
 import pytest
 
+from serving.protocols.kserve_tensors import datatype_of, to_raw
+from serving.validation import MAX_STRING_BYTES
 from serving.wire import kserve_pb2, model_service_pb2
 from serving.wire import predict_pb2 as pb
 from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE, PREDICTION_SERVICE
-from tests import models
+from tests.faults.requests import COLUMNS, FEATURES
 from tests.faults.server import ServerProcess, eventually, serve
 
-FEATURES = models.ranker_request(6, 3)
 FILES = 100
 
 
@@ -82,6 +84,39 @@ def _answers(server: ServerProcess) -> bool:
     except (grpc.RpcError, OSError, http.client.HTTPException):
         return False
     return True
+
+
+def test_a_string_that_is_too_long(server: ServerProcess) -> None:
+    """In every protocol, with the feature and the limit; the longest one that is taken is."""
+    client = server.client()
+    user = {name: value for name, value in FEATURES.items() if len(value) == 1}
+    infer = kserve_pb2.ModelInferRequest(model_name="ranker")
+    for name, value in FEATURES.items():
+        infer.inputs.add(name=name, datatype=datatype_of(value), shape=value.shape)
+
+    def ask_kserve(features: dict) -> None:
+        del infer.raw_input_contents[:]
+        infer.raw_input_contents.extend(map(to_raw, features.values()))
+        client.channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer")(infer.SerializeToString(), timeout=30)
+
+    longest, longer = (np.array([b"x" * (MAX_STRING_BYTES + n)], object) for n in (0, 1))
+    asks = (
+        lambda city: client.predict("ranker", FEATURES | city, timeout=30),
+        lambda city: ask_kserve(FEATURES | city),
+        lambda city: client.prepare("ranker", user | city, timeout=30),
+    )
+    for ask in asks:
+        ask({"user_city": longest})
+        with pytest.raises(grpc.RpcError, match="'user_city' has a string of 1048577 bytes; at most 1048576"):
+            ask({"user_city": longer})
+    for length, status in ((MAX_STRING_BYTES, 200), (MAX_STRING_BYTES + 1, 400)):
+        connection = http.client.HTTPConnection(*server.rest, timeout=30)
+        body = json.dumps({"inputs": COLUMNS | {"user_city": ["x" * length]}})
+        connection.request("POST", "/v1/models/ranker:predict", body)
+        answer = connection.getresponse()
+        assert answer.status == status and (b"string of 1048577" in answer.read()) == (status == 400)
+        connection.close()
+    client.close()
 
 
 NAMES = (

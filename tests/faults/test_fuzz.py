@@ -1,13 +1,14 @@
 """Hostile requests over the wire to a real server: whatever comes, it answers with a refusal of its own, goes
 on giving right scores, and keeps no memory.
 
-`JAXRANK_FUZZED_RPCS` is how many are sent, `JAXRANK_FAULTS_RESULTS` the file of figures to write, if any;
-`make faults` sends 50,000.
+`JAXRANK_FUZZED_RPCS` is how many are sent; `make faults` sends 50,000.
 """
 
 import http.client
 import os
 import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,20 +19,41 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.results import Figure, write_results
-from serving.wire import inference_pb2, kserve_pb2, model_service_pb2
-from serving.wire import predict_pb2 as pb
-from serving.wire.codec import encode, encode_content
-from serving.wire.example_pb2 import Example
-from serving.wire.reflection import INFERENCE_SERVICE, MODEL_SERVICE, PREDICTION_SERVICE
-from tests import models
-from tests.faults.mutations import MUTATIONS, Mutation, bytes_mutated, json_mutated, mutated
+from tests.faults.mutations import (
+    MUTATIONS,
+    Mutation,
+    bytes_mutated,
+    floodable,
+    json_mutated,
+    lists,
+    mutated,
+)
+from tests.faults.requests import (
+    BINARY,
+    CALLS,
+    DOCUMENTS,
+    FEATURES,
+    HTTP1,
+    HTTP2,
+    INFER,
+    LENGTHS,
+    RAW,
+    USER,
+    Call,
+    administration,
+    reload_of,
+)
 from tests.faults.server import ServerProcess, serve
 
 RPCS = int(os.environ.get("JAXRANK_FUZZED_RPCS", "600"))
-RESULTS = os.environ.get("JAXRANK_FAULTS_RESULTS")
 GROWTH_MIB = 64
 """Of resident memory after the first requests: caches and arenas of threads."""
+FLOOD_GROWTH_MIB = 512
+"""The same after floods, of which one takes up to 50 MiB while it is read, on any thread."""
+FLOOD_SECONDS = 5.0
+"""In which another request is answered while the server reads hundreds of thousands of numbers."""
+HANDLE_SECONDS = 2.0
+"""A handle lives for at least half of 5 s."""
 
 Code = grpc.StatusCode
 REFUSALS = {
@@ -43,87 +65,13 @@ REFUSALS = {
     Code.RESOURCE_EXHAUSTED,
 }
 HTTP_REFUSALS = {200, 400, 404, 405, 411, 413, 429, 501}
-FEATURES = models.ranker_request(6, 3)
-
-
-def _predict() -> pb.PredictRequest:
-    request = pb.PredictRequest(model_spec=pb.ModelSpec(name="ranker"), output_filter=["click"])
-    for i, (name, value) in enumerate(FEATURES.items()):
-        request.inputs[name].CopyFrom((encode if i % 2 else encode_content)(value))
-    return request
-
-
-def _examples(kind: type) -> inference_pb2.ClassificationRequest:
-    request = kind(model_spec=pb.ModelSpec(name="ranker"))
-    for row in range(3):
-        example = Example()
-        for name, value in FEATURES.items():
-            one = np.atleast_1d(value[row if len(value) > 1 else 0]).tolist()
-            feature = example.features.feature.add(key=name.encode()).value
-            if value.dtype == object:
-                feature.bytes_list.value.extend(one)
-            elif value.dtype.kind == "f":
-                feature.float_list.value.extend(one)
-            else:
-                feature.int64_list.value.extend(one)
-        request.input.example_list.examples.append(example.SerializeToString())
-    return request
-
-
-def _infer() -> kserve_pb2.ModelInferRequest:
-    request = kserve_pb2.ModelInferRequest(model_name="ranker", id="7")
-    kinds = {"O": "BYTES", "float32": "FP32", "int64": "INT64", "int32": "INT32"}
-    fields = {"BYTES": "bytes", "FP32": "fp32", "INT64": "int64", "INT32": "int"}
-    for name, value in FEATURES.items():
-        datatype = kinds["O" if value.dtype == object else str(value.dtype)]
-        tensor = request.inputs.add(name=name, datatype=datatype, shape=value.shape)
-        getattr(tensor.contents, f"{fields[datatype]}_contents").extend(value.ravel().tolist())
-    return request
-
-
-CALLS = (
-    (f"{PREDICTION_SERVICE}/Predict", _predict()),
-    (f"{PREDICTION_SERVICE}/Predict", _predict()),
-    (f"{PREDICTION_SERVICE}/Classify", _examples(inference_pb2.ClassificationRequest)),
-    (f"{PREDICTION_SERVICE}/Regress", _examples(inference_pb2.RegressionRequest)),
-    (
-        f"{PREDICTION_SERVICE}/GetModelMetadata",
-        pb.GetModelMetadataRequest(model_spec=pb.ModelSpec(name="ranker"), metadata_field=["signature_def"]),
-    ),
-    (
-        f"{MODEL_SERVICE}/GetModelStatus",
-        model_service_pb2.GetModelStatusRequest(model_spec=pb.ModelSpec(name="ranker")),
-    ),
-    (f"{INFERENCE_SERVICE}/ModelInfer", _infer()),
-    (f"{INFERENCE_SERVICE}/ModelMetadata", kserve_pb2.ModelMetadataRequest(name="ranker", version="3")),
-)
-COLUMNS = {
-    name: [v.decode() for v in value.ravel()] if value.ndim == 1 and value.dtype == object
-    else [[v.decode() for v in row] for row in value] if value.dtype == object
-    else value.tolist()
-    for name, value in FEATURES.items()
-}  # fmt: skip
-TENSORS = [
-    {"name": "user_age", "shape": [1], "datatype": "FP32", "data": [3.5]},
-    {"name": "item_id", "shape": [6], "datatype": "INT64", "data": FEATURES["item_id"].tolist()},
-]
-DOCUMENTS = (
-    ("/v1/models/ranker:predict", {"inputs": COLUMNS}),
-    ("/v1/models/ranker:predict", {"signature_name": "serving_default", "instances": [COLUMNS]}),
-    ("/v1/models/ranker/versions/3:classify", {"examples": [{"user_age": 1.5, "item_id": 7}], "context": {}}),
-    ("/v2/models/ranker/infer", {"id": "1", "inputs": TENSORS, "outputs": [{"name": "click"}]}),
-    ("/v2/repository/index", {"ready": True}),
-)
-# A client's preface, an empty SETTINGS frame, and the HEADERS of nothing: https://www.rfc-editor.org/rfc/rfc9113.
-HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\1\1\5\0\0\0\1\x82" + b"\0" * 40
-HTTP1 = (
-    b"POST /v1/models/ranker:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n"
-    b'Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{"in\r\n0\r\n\r\n'
-)
+HEADER = "Inference-Header-Content-Length"
 
 
 @pytest.fixture(scope="module")
-def server(models_dir: Path) -> Iterator[ServerProcess]:
+def server(models_dir: Path, example_models: Path) -> Iterator[ServerProcess]:
+    for name in ("classifier", "regressor"):
+        (models_dir / name).symlink_to(example_models / "models" / name)
     with serve(models_dir) as running:
         yield running
 
@@ -143,82 +91,214 @@ def _fuzz(share: float, strategy: st.SearchStrategy, send: Callable) -> None:
     run()
 
 
-def test_hostile_requests(server: ServerProcess) -> None:
-    """Mutated gRPC and HTTP requests, bytes on both sockets, between requests whose scores are checked."""
-    client = server.client()
-    expected = client.predict("ranker", FEATURES)
-    statuses: Counter = Counter()
-    sent = 0
+class _Attack:
+    """Sends requests, and between them healthy ones whose scores are compared."""
 
-    def healthy() -> None:
-        nonlocal sent
-        sent += 1
-        if sent % 25 == 0:
-            found = client.predict("ranker", FEATURES, timeout=60)
-            assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    def __init__(self, server: ServerProcess, tally: Counter[str]):
+        self.server, self.client, self.statuses, self._tally = server, server.client(), Counter(), tally
+        self.connection = http.client.HTTPConnection(*server.rest, timeout=60)
+        self._expected = self.client.predict("ranker", FEATURES)
+        self._handle, self._prepared_at = "", 0.0
+        self.before = server.rss_mib(), server.open_files()
 
-    def rpc(call: tuple, mutations: list[Mutation]) -> None:
-        method, message = call
+    def warmed(self) -> None:
+        """What every thread and buffer takes once was taken."""
+        self.before = self.server.rss_mib(), self.server.open_files()
+
+    def healthy(self, every: int = 25) -> None:
+        """A request was sent."""
+        self._tally["fuzzed_rpcs"] += 1
+        if self._tally["fuzzed_rpcs"] % every == 0:
+            found = self.client.predict("ranker", FEATURES, timeout=60)
+            assert all(np.array_equal(found[name], value) for name, value in self._expected.items())
+
+    def rpc(self, call: Call, mutations: list[Mutation]) -> None:
+        """A mutated call."""
+        self.statuses[self.answer(call, mutations).name] += 1
+        self.healthy()
+
+    def answer(self, call: Call, mutations: list[Mutation]) -> grpc.StatusCode:
+        """The status of a mutated call, which is a score or a refusal of ours; OK without mutations."""
+        first, *others = call.messages
+        if call.prepared:
+            first = type(first)(handle=self._handle_now())  # type: ignore[call-arg]
+            first.MergeFrom(call.messages[0])
+        data = [mutated(message, mutations) for message in (first, *others)]
+        channel, method = self.client.channel, f"/{call.method}"
         try:
-            client.channel.unary_unary(f"/{method}")(mutated(message, mutations), timeout=60)
-            code = Code.OK
+            match call.kind:
+                case "unary":
+                    channel.unary_unary(method)(data[0], timeout=60)
+                case "stream":
+                    list(channel.stream_stream(method)(iter(data), timeout=30))
+                case "watch":
+                    answers = channel.unary_stream(method)(data[0], timeout=60)
+                    next(answers)
+                    answers.cancel()
         except grpc.RpcError as error:
             code = error.code()  # type: ignore[attr-defined]
-        statuses[code] += 1
-        assert code in REFUSALS
-        healthy()
+            assert code in REFUSALS and (mutations or code is Code.OK), (call.method, error)
+            return code
+        return Code.OK
 
-    connection = http.client.HTTPConnection(*server.rest, timeout=60)
+    def _handle_now(self) -> str:
+        if time.monotonic() - self._prepared_at > HANDLE_SECONDS:
+            self._prepared_at = time.monotonic()
+            self._handle = self.client.prepare("ranker", USER, timeout=60).handle
+        return self._handle
 
-    def post(call: tuple, mutations: list[Mutation]) -> None:
-        path, document = call
-        connection.request("POST", path, json_mutated(document, mutations))
-        answer = connection.getresponse()
+    def post(self, document: tuple, mutations: list[Mutation]) -> None:
+        """A mutated document."""
+        path, body = document
+        self._post(path, json_mutated(body, mutations), {})
+
+    def binary(self, of_json: list[Mutation], of_tensors: list[Mutation], length: int | str) -> None:
+        """KServe's REST form with tensors behind the JSON, and with a wrong length of that."""
+        text = json_mutated(BINARY, of_json)
+        told = str(len(text) + length) if isinstance(length, int) else length
+        self._post(INFER, text + bytes_mutated(RAW, of_tensors), {HEADER: told.encode()}, "binary ")
+
+    def _post(self, path: str, body: bytes, headers: dict, kind: str = "") -> None:
+        self.connection.request("POST", path, body, headers)
+        answer = self.connection.getresponse()
         answer.read()
-        statuses[answer.status] += 1
+        self.statuses[f"{kind}{answer.status}"] += 1
         assert answer.status in HTTP_REFUSALS
-        healthy()
+        self.healthy()
 
-    def noise(port: str, start: bytes, mutations: list[Mutation], data: bytes) -> None:
-        with socket.create_connection(getattr(server, port), timeout=0.02) as raw:
+    def noise(self, port: str, start: bytes, mutations: list[Mutation], data: bytes) -> None:
+        """Bytes on a socket."""
+        with socket.create_connection(getattr(self.server, port), timeout=0.02) as raw:
             try:
                 raw.sendall(bytes_mutated(start, mutations) + data)
                 while raw.recv(4096):
                     pass
             except OSError:
                 pass  # it waits for more, or closed the connection
-        healthy()
+        self.healthy()
 
-    def start() -> None:
-        _fuzz(0.02, st.tuples(st.sampled_from(CALLS), MUTATIONS), rpc)
-        _fuzz(0.02, st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS), post)
+    def end(self) -> None:
+        """Closes connections, and counts what the server came to."""
+        self.client.close()
+        self.connection.close()
+        self._tally["crashes"] += not self.server.alive()
+        self._tally["faults"] += len(self.server.faults())
+
+    def check(self, growth_mib: float = GROWTH_MIB) -> None:
+        """Raises where the server ended, told of a fault, or keeps more than it had when it was `warmed`."""
+        assert self.server.alive() and not self.server.faults()
+        assert self.server.rss_mib() - self.before[0] < growth_mib
+        assert self.server.open_files() - self.before[1] < 50
+        print(f"{dict(self.statuses)}; {self.server.rss_mib() - self.before[0]:.1f} MiB more")
+
+
+_BINARY = st.tuples(
+    st.one_of(st.just([]), MUTATIONS),
+    st.one_of(st.just([]), MUTATIONS),
+    st.one_of(st.just(0), st.integers(-99, 99), st.sampled_from(LENGTHS)),
+)
+
+
+def test_hostile_requests(server: ServerProcess, tally: Counter[str]) -> None:
+    """Mutated gRPC and HTTP requests, bytes on both sockets, between requests whose scores are checked."""
+    attack = _Attack(server, tally)
+    calls = st.tuples(st.sampled_from(CALLS), MUTATIONS)
+    documents = st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS)
+    noise = st.tuples(
+        st.sampled_from(["grpc", "rest"]), st.sampled_from([HTTP2, HTTP1, b""]), MUTATIONS, st.binary()
+    )
+    try:
+        _fuzz(0.02, calls, attack.rpc)
+        _fuzz(0.02, documents, attack.post)
+        for call in CALLS:
+            attack.answer(call, [])
+        attack.binary([], [], 0)
+        attack.warmed()
+        _fuzz(0.56, calls, attack.rpc)
+        attack.connection.close()  # the server closes it when it is idle; the next request opens it again
+        _fuzz(0.24, documents, attack.post)
+        _fuzz(0.08, _BINARY, attack.binary)
+        attack.connection.close()
+        _fuzz(0.08, noise, attack.noise)
+    finally:
+        attack.end()
+    attack.check()
+    for status in ("OK", "INVALID_ARGUMENT", "200", "400", "binary 200", "binary 400"):
+        assert attack.statuses[status], status
+
+
+def test_hostile_administration(ranker_bundle: Path, tmp_path: Path, tally: Counter[str]) -> None:
+    """Calls that load, unload and reconfigure. One that is taken may leave nothing served: the configuration
+    of before is given again, and the ranker's scores are as they were."""
+    models = tmp_path / "models"
+    for name in ("ranker", "spare"):
+        (models / name).mkdir(parents=True)
+        (models / name / "3").symlink_to(ranker_bundle)
+    calls = administration(models)
+    restore = Call(calls[0].method, (reload_of(models),))
+    with serve(models, "--max-num-load-retries", "0") as server:
+        attack = _Attack(server, tally)
+
+        def send(call: Call, mutations: list[Mutation]) -> None:
+            attack.rpc(call, mutations)
+            attack.answer(restore, [])
+            attack.healthy(5)
+
+        try:
+            for call in calls:
+                send(call, [])
+            attack.warmed()
+            _fuzz(0.02, st.tuples(st.sampled_from(calls), MUTATIONS), send)
+        finally:
+            attack.end()
+        attack.check()
+
+
+class _Meanwhile(threading.Thread):
+    """Asks a model again and again: how long the slowest answer took, and what was wrong."""
+
+    def __init__(self, server: ServerProcess):
+        super().__init__()
+        self._client, self._enough = server.client(), threading.Event()
+        self.slowest, self.wrong = 0.0, list[grpc.RpcError]()
+
+    def run(self) -> None:
+        while not self._enough.wait(0.01):
+            began = time.monotonic()
+            try:
+                self._client.predict("ranker", FEATURES, timeout=60)
+            except grpc.RpcError as error:
+                self.wrong.append(error)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+
+    def end(self) -> None:
+        self._enough.set()
+        self.join()
+        self._client.close()
+
+
+def test_floods(server: ServerProcess, tally: Counter[str]) -> None:
+    """Each repeated field of a message and each list of a document with 10,000 to 200,000 more elements: a
+    shape of so many dimensions, so many inputs. Others are answered meanwhile."""
+    attack = _Attack(server, tally)
+    meanwhile = _Meanwhile(server)
+    meanwhile.start()
+    numbers = range(0, 2**16, 2**16 // 7)
+
+    def floods(count: int, turn: int) -> Iterator[list[Mutation]]:
+        for i in range(count):
+            yield [Mutation("flood", (i + 0.5) / count, numbers[(turn + i) % len(numbers)])]
 
     try:
-        start()  # what every thread and buffer takes once
-        before = server.rss_mib(), server.open_files()
-        _fuzz(0.6, st.tuples(st.sampled_from(CALLS), MUTATIONS), rpc)
-        connection.close()  # the server closes it when it is idle; the next request opens it again
-        _fuzz(0.28, st.tuples(st.sampled_from(DOCUMENTS), MUTATIONS), post)
-        raw = st.tuples(
-            st.sampled_from(["grpc", "rest"]), st.sampled_from([HTTP2, HTTP1, b""]), MUTATIONS, st.binary()
-        )
-        _fuzz(0.08, raw, noise)
+        for turn, call in enumerate(CALLS):
+            for mutations in floods(len(floodable(call.messages[0])), turn):
+                attack.rpc(call, mutations)
+        for turn, (path, document) in enumerate((*DOCUMENTS, (INFER, BINARY))):
+            for mutations in floods(len(lists(document)), turn):
+                attack.post((path, document), mutations)
     finally:
-        if RESULTS:
-            _write_figures(Path(RESULTS), sent, server)
-    assert server.alive() and not server.faults()
-    assert statuses[Code.OK] and statuses[Code.INVALID_ARGUMENT] and statuses[200] and statuses[400]
-    assert server.rss_mib() - before[0] < GROWTH_MIB
-    assert server.open_files() - before[1] < 50
-    client.close()
-    connection.close()
-    print(f"{sent} requests: {dict(statuses)}; {server.rss_mib() - before[0]:.1f} MiB more")
-
-
-def _write_figures(path: Path, sent: int, server: ServerProcess) -> None:
-    crashes, faults = int(not server.alive()), len(server.faults())
-    figures = [
-        Figure(name="fuzzed_rpcs", value=sent, unit="requests", note="gRPC, HTTP and bytes on both sockets"),
-        Figure(name="crashes", value=crashes, unit="crashes", note=f"{faults} faults of ours in the log"),
-    ]
-    write_results(path, "faults", "make faults", figures)
+        meanwhile.end()
+        attack.end()
+    attack.check(FLOOD_GROWTH_MIB)
+    print(f"the slowest answer meanwhile took {meanwhile.slowest:.2f} s")
+    assert not meanwhile.wrong and meanwhile.slowest < FLOOD_SECONDS

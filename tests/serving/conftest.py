@@ -8,8 +8,6 @@ import pytest
 
 from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
-from tests import models
-from tests.shared import Once
 
 StartServer = Callable[..., Server]
 
@@ -51,21 +49,3 @@ def client(address: str) -> Iterator[PredictClient]:
     client = PredictClient(address)
     yield client
     client.close()
-
-
-@pytest.fixture(scope="session")
-def example_models(once: Once) -> Path:
-    """A directory with the SavedModels `classifier`, `regressor` and `half_plus_three`, and their bundles in
-    `models/`."""
-    from converters.convert import convert
-    from mlir_pipeline.compile import compile_bundle
-
-    def build(path: Path) -> None:
-        models.save_classifier(path / "classifier")
-        models.save_regressor(path / "regressor")
-        models.save_half_plus_three(path / "half_plus_three")
-        for name in ("classifier", "regressor", "half_plus_three"):
-            convert(path / name, path / "models" / name / "1")
-            compile_bundle(path / "models" / name / "1", ["cpu"])
-
-    return once("examples", build)

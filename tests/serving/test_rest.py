@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from serving.data_plane import DataPlane
 from serving.grpc_server import Server, ServerOptions
 from serving.message_bytes import MessageBytes
 from serving.model_config import ModelConfig
 from serving.monitoring.ended import Ended
+from serving.protocols.rest_tensorflow import TensorFlowRest
+from serving.rest_server import RestOptions, RestServer
+from serving.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +250,6 @@ def test_cross_origin_requests(server: Server) -> None:
 
 def test_a_slow_client_is_cut_off(example_models: Path, server: Server) -> None:
     """Headers that do not come, and a body that does not."""
-    from serving.data_plane import DataPlane
-    from serving.protocols.rest_tensorflow import TensorFlowRest
-    from serving.rest_server import RestOptions, RestServer
-    from serving.workers import Workers
-
     options = RestOptions(
         host="127.0.0.1", port=0, timeout_seconds=0.5, header_seconds=0.5, max_connections=2
     )
@@ -272,6 +271,40 @@ def test_a_slow_client_is_cut_off(example_models: Path, server: Server) -> None:
         assert b"504" in body.recv(4096)
         assert _ended(headers)
         assert time.monotonic() - began < 5
+    rest.stop(1)
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n"], ids=["later", "behind the first one"])
+def test_headers_of_a_later_request_have_as_long_as_those_of_the_first(first: bytes) -> None:
+    """A connection may rest for longer than its headers may take; once they begin they must come."""
+    options = RestOptions(host="127.0.0.1", port=0, header_seconds=0.3, idle_seconds=2.0)
+    rest = RestServer(options, [], Workers(1), Ended(), MessageBytes(1 << 20))
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", rest.port), timeout=20) as slow:
+        slow.sendall(request + first)
+        assert b"404" in slow.recv(4096)
+        if not first:
+            time.sleep(0.5)
+            slow.sendall(request)
+            assert b"404" in slow.recv(4096)
+        began = time.monotonic()
+        slow.settimeout(0.05)
+        for byte in b"GET / HTTP/1.1\r\n"[len(first) :] + b"X: " + b"x" * 100:
+            try:
+                slow.sendall(bytes([byte]))
+                assert slow.recv(10) == b""
+                break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert time.monotonic() - began < 1.7
+    with socket.create_connection(("127.0.0.1", rest.port), timeout=20) as silent:
+        silent.sendall(request)
+        assert b"404" in silent.recv(4096)
+        began = time.monotonic()
+        assert _ended(silent)
+        assert 1.8 < time.monotonic() - began < 10
     rest.stop(1)
 
 

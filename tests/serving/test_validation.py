@@ -10,7 +10,7 @@ from jaxrank import bundle as files
 from jaxrank.manifest import Signature, TensorSpec
 from serving.errors import InvalidRequestError
 from serving.host import HostProgramRunner
-from serving.validation import decode_inputs, validate
+from serving.validation import MAX_STRING_BYTES, decode_inputs, decode_request, validate
 from serving.wire.codec import encode_content
 from tests import models
 
@@ -102,6 +102,14 @@ def test_equal_rows_of_a_request_feature_become_one(value: float) -> None:
             "'user_city' has 3 rows.*send one row",
             id="fixed row",
         ),
+        pytest.param(
+            _request(
+                item_tags=np.array([[b"t", b"t"], [b"t", b"t" * (MAX_STRING_BYTES + 1)]], object),
+                item_id=np.arange(2),
+            ),
+            "'item_tags' has a string of 1048577 bytes; at most 1048576",
+            id="string",
+        ),
     ],
 )
 def test_refusals_name_the_feature(request_: dict[str, np.ndarray], expected: str) -> None:
@@ -110,6 +118,16 @@ def test_refusals_name_the_feature(request_: dict[str, np.ndarray], expected: st
         validate(request_, SIGNATURE, 5)
     with pytest.raises(InvalidRequestError, match=expected):
         decode_inputs({name: encode_content(value) for name, value in request_.items()}, SIGNATURE, 5)
+
+
+def test_the_longest_string() -> None:
+    longest = np.array([b"x" * MAX_STRING_BYTES], object)
+    assert validate(_request(user_city=longest), SIGNATURE, 5)["user_city"] is longest
+    features = {"user_city": longest, "user_age": np.ones(1, np.float32)}
+    decode_request({name: encode_content(value) for name, value in features.items()}, SIGNATURE)
+    features["user_city"] = longest + b"x"
+    with pytest.raises(InvalidRequestError, match="'user_city' has a string of 1048577 bytes"):
+        decode_request({name: encode_content(value) for name, value in features.items()}, SIGNATURE)
 
 
 def test_a_signature_without_candidates() -> None:

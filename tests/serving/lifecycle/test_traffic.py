@@ -1,12 +1,15 @@
 """Rollback, canary and shadow: real servers whose versions differ by their weights."""
 
 import json
+import os
+import resource
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,6 +25,7 @@ from serving.lifecycle.trials import ROUTING_KEY, ShareError, Trial, is_drawn, r
 from serving.model import Model
 from serving.model_config import ConfigError, ModelConfig, read_model_config
 from serving.repository import ModelRepository
+from serving.state import Prepared
 from serving.versions import files_of
 from serving.wire import predict_pb2 as pb
 from serving.wire import ranking_pb2
@@ -38,7 +42,7 @@ FIRST = 10
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, add_version: AddVersion) -> Path:
     path = tmp_path_factory.mktemp("models")
-    for model in ("good", "bad", "worse", "canary", "shadow"):
+    for model in ("good", "bad", "worse", "canary", "shadow", "unprepared"):
         add_version(path, model, 1, float("nan") if model == "worse" else 1.0)
     add_version(path, "canary", 2, 1.01)
     add_version(path, "shadow", 2, 1.5)
@@ -116,6 +120,65 @@ def test_a_version_with_bad_scores_goes_and_the_one_before_comes_back(
     eventually(lambda: server.repository.loaded()["bad"] == 2)
 
 
+def test_a_version_that_cannot_prepare_goes(
+    client: PredictClient,
+    server: Server,
+    directory: Path,
+    add_version: AddVersion,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user = {name: value for name, value in REQUEST.items() if name.startswith("user_")}
+    add_version(directory, "unprepared", 2)
+    eventually(lambda: server.repository.loaded()["unprepared"] == 2)
+    assert [client.prepare("unprepared", user).version for _ in range(FIRST)] == [2] * FIRST
+    assert server.repository.served_versions("unprepared") == [1, 2], "without scores it proves nothing"
+    with pytest.raises(grpc.RpcError):
+        client.prepare("unprepared", {})
+    with server.repository.lend("unprepared", 2) as (broken, _):
+        prepare = Model.prepare
+
+        def prepared(self: Model, *arguments: Any) -> Prepared:
+            if self is broken:
+                raise RuntimeError("a fault of the new version's")
+            return prepare(self, *arguments)
+
+        monkeypatch.setattr(Model, "prepare", prepared)
+        with pytest.raises(grpc.RpcError) as failed:
+            client.prepare("unprepared", user)
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert client.prepare("unprepared", user).version == 1
+    eventually(lambda: "1 of its first 1 requests had a fault" in _status(server, "unprepared", 2)[1])
+
+
+def test_a_scan_during_a_rollback_leaves_the_version_before(
+    tmp_path: Path, add_version: AddVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version that goes and the end of what was between them are one step for a scan."""
+    options = LifecycleOptions(self_check=False, warmup=False, rollback_requests=FIRST)
+    repository = ModelRepository(tmp_path, lifecycle=options)
+    for version in (1, 2):
+        add_version(tmp_path, "a", version)
+        repository.scan()
+    assert repository.served_versions("a") == [1, 2]
+    give_up = repository._failed.give_up
+    scans: list[threading.Thread] = []
+
+    def give_up_and_scan(*args: Any) -> None:
+        give_up(*args)
+        scans.append(threading.Thread(target=repository.scan))
+        scans[0].start()
+
+    monkeypatch.setattr(repository._failed, "give_up", give_up_and_scan)
+    monkeypatch.setattr(repository._aside, "do", lambda *_: scans[0].join())  # what comes after the lock
+    for _ in range(FIRST):
+        repository.judge("a", 2, "it is bad")
+        if scans:
+            break
+    assert repository.served_versions("a") == [1]
+    monkeypatch.undo()
+    repository.close()
+
+
 def test_who_asks_for_a_version_gets_it_again(tmp_path: Path, add_version: AddVersion) -> None:
     """RepositoryModelLoad tries again what was rolled back, and a server without rollback ignores it."""
     for version in (1, 2):
@@ -134,9 +197,33 @@ def test_who_asks_for_a_version_gets_it_again(tmp_path: Path, add_version: AddVe
     without.close()
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    records.remember(tmp_path / "nowhere" / "2", [], "it was bad")
+@pytest.mark.parametrize("why", ["gone", "a file", "full", "read-only"])
+def test_a_directory_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    """The log says so, nothing is left there, and a server that starts again tries the version again."""
+    bundle = tmp_path / "model" / "2"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if why == "a file":
+        bundle.parent.touch()
+    elif why != "gone":
+        bundle.mkdir(parents=True)
+    try:
+        if why == "full":  # holds for root, too
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        if why == "read-only":
+            bundle.parent.chmod(0o500)
+            if os.access(bundle.parent, os.W_OK):
+                pytest.skip("root may write everywhere")
+        records.remember(bundle, [], "it was bad")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if bundle.parent.is_dir():
+            bundle.parent.chmod(0o700)
     assert "so remove that version" in caplog.text
+    assert not bundle.parent.is_dir() or list(bundle.parent.iterdir()) == [bundle]
+    if why != "a file":
+        records.check(bundle, [])
 
 
 def test_a_version_proves_itself(
@@ -201,6 +288,28 @@ def test_what_counts_as_a_fault() -> None:
 
 
 # --- canary ---
+
+
+def test_a_trial_of_no_model_is_said_once(
+    tmp_path: Path, add_version: AddVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(tmp_path, "good", 1, 1.0)
+    options = LifecycleOptions(self_check=False, trials={"goood": Trial(0.1), "good": Trial(0.1)})
+    repository = ModelRepository(tmp_path, lifecycle=options)
+
+    def said() -> list[str]:
+        return [m for m in caplog.messages if "--canary" in m]
+
+    repository.scan()
+    repository.scan()
+    (message,) = said()
+    assert "names model goood" in message and "(good)" in message
+    (tmp_path / "goood").mkdir()
+    repository.scan()
+    (tmp_path / "goood").rmdir()
+    repository.scan()
+    assert len(said()) == 2
+    repository.close()
 
 
 def test_a_canary_answers_its_share_of_keys(client: PredictClient, server: Server) -> None:
@@ -343,8 +452,13 @@ def test_a_shadow_scores_every_slice(client: PredictClient, server: Server) -> N
     items = {name: value for name, value in REQUEST.items() if name not in user}
     before = _get(server, "shadow/shadow")["shadow"]
     known = 0 if before is None else before["compared"]
-    assert len(list(client.rank_slices("shadow", user, [items] * 3, timeout=30))) == 3
-    eventually(lambda: (_get(server, "shadow/shadow")["shadow"] or {}).get("compared") == known + 3)
+    handle = client.prepare("shadow", user)
+    for number, request in enumerate((user, handle), start=1):
+        assert len(list(client.rank_slices("shadow", request, [items] * 3, timeout=30))) == 3
+        expected = known + 3 * number
+        eventually(lambda n=expected: (_get(server, "shadow/shadow")["shadow"] or {}).get("compared") == n)
+    report = _get(server, "shadow/shadow")["shadow"]
+    assert report["failed"] == (0 if before is None else before["failed"])
 
 
 def test_a_busy_shadow_drops_samples(server: Server, caplog: pytest.LogCaptureFixture) -> None:
