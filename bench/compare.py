@@ -1,27 +1,32 @@
-"""Two runs beside each other: what changed, and what is a regression; or, of two runs of one commit, whether
-they agree."""
+"""Two runs beside each other: what changed, and what is a regression."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from rich.table import Table
 
-from bench.directions import Better, rule
-from bench.results import GFLOPS, Figure, Results, ResultsError, same_machine
+from bench.directions import OURS, Better, Rule, rule
+from bench.results import GFLOPS, Figure, NotMeasured, Results, ResultsError, same_machine
 
 ALLOWED = 0.10
 """By which a figure may be worse, as a part of the old one."""
-AGREEING = 0.95
-"""Part of the figures on which two runs of one commit must agree. With intervals of 95%, one pair of about
-two hundred is apart where nothing but chance differs; a machine whose speed drifts from run to run by more
-than it did within one shows here."""
-SPEED = 1.2
+SPEED = 1.5
+"""Times by which the speeds of a machine in two runs may differ. What is measured of it (`computing_speed`)
+is the best of ten products at one moment: between two runs ten minutes apart on the committed machine it
+was 169 and 203 GFLOP/s, beside other work 50 to 79 within seconds. What is beyond this is no chance."""
 RATIOS = ("ratio", "x")
 """Units of figures that hold two things of one run against each other."""
 
 Verdict = Literal["worse", "better", "same", "unclear", "not judged", "gone", "not run"]
+
+_LIBRARY = re.compile(r"No module named|pip install|no libjemalloc|no C\+\+ compiler")
+"""Reasons that say that something is not installed."""
+_ELSEWHERE = re.compile(r"^--|\.json does not have it")
+"""Reasons that say that nobody asked for it: an option, or a suite of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,10 @@ class Change:
 
     Attributes:
         verdict: `worse` and `better` are beyond what is allowed; `unclear` is worse beyond it, by less than
-            the intervals of both runs together; `gone` is a figure that the new run tried and did not get;
-            `not run` one that it did not try.
-        why: of what is gone.
+            the intervals of both runs together; `gone` is a figure that the new run tried and did not get, or
+            got without some of what it is over; `not run` one that it did not try.
+        why: of what is gone, and what the verdict does not rest on.
+        correct: whether it tells right scores from wrong ones.
     """
 
     suite: str
@@ -41,6 +47,7 @@ class Change:
     better: Better
     verdict: Verdict
     why: str = ""
+    correct: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -57,6 +64,11 @@ class Change:
     def regression(self) -> bool:
         return self.verdict in ("worse", "gone")
 
+    @property
+    def certain(self) -> bool:
+        """Whether it is a regression that neither chance nor another speed of the machine explains."""
+        return self.verdict == "gone" or (self.verdict == "worse" and self.correct)
+
 
 def compare(
     old: Mapping[str, Results],
@@ -69,7 +81,8 @@ def compare(
 
     Args:
         allowed: by which a figure may be worse, as a part of the old one.
-        ratios_only: only figures that compare two things of one run, which other machines have in common.
+        ratios_only: only figures that compare two things of one run, which other machines have in common;
+            errors of scores, and what is gone, are judged all the same.
 
     Raises `ResultsError` where no suite is in both.
     """
@@ -78,136 +91,166 @@ def compare(
         raise ResultsError(
             f"nothing to compare: the old run has {', '.join(old)}, the new one {', '.join(new)}"
         )
+    changes = (_change(f, old[suite], new[suite], allowed) for suite in shared for f in old[suite].figures)
+    return [c for c in changes if not ratios_only or c.old.unit in RATIOS or c.correct or c.verdict == "gone"]
+
+
+def refusals(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[tuple[str, NotMeasured]]:
+    """Where the new run refused ours for its scores, by suite; what the old run measured is among the changes
+    already."""
     return [
-        _change(suite, figure, new[suite], allowed)
-        for suite in shared
-        for figure in old[suite].figures
-        if not ratios_only or figure.unit in RATIOS
+        (suite, one)
+        for suite, results in new.items()
+        for one in results.not_measured
+        if _of_ours(one)
+        and one.why.startswith("refused")
+        and (suite not in old or old[suite].figure(one.name) is None)
     ]
 
 
-def _change(suite: str, old: Figure, results: Results, allowed: float) -> Change:
+def confirmed(first: Iterable[Change], again: Iterable[Change]) -> list[Change]:
+    """The first comparison, where what is worse by chance is `unclear`: what another run of the same did not
+    find worse. What is certain stays."""
+    verdicts = {(c.suite, c.old.name): c for c in again}
+
+    def second(change: Change) -> Change:
+        other = verdicts.get((change.suite, change.old.name))
+        if change.verdict != "worse" or change.certain or other is None or other.regression:
+            return change
+        value = other.new.value if other.new is not None else math.nan
+        why = f"measured again, it is {value:.4g} {change.old.unit}, {other.verdict}"
+        return replace(change, verdict="unclear", why=why)
+
+    return [second(change) for change in first]
+
+
+def _change(old: Figure, before: Results, after: Results, allowed: float) -> Change:
+    """What became of one figure of a suite."""
     found = rule(old)
     better = found.better if found is not None else "neither"
-    new = results.figure(old.name)
+    new = after.figure(old.name)
+
+    def change(verdict: Verdict, why: str = "") -> Change:
+        correct = found is not None and found.correct
+        return Change(before.suite, old, new, better, verdict, why, correct)
+
     if new is None:
-        why = _reason(old.name, results)
-        gone = why is not None and better != "neither"
-        return Change(suite, old, None, better, "gone" if gone else "not run", why or "")
+        return change(*_absent(old, better, before, after))
     if found is None or better == "neither":
-        return Change(suite, old, new, better, "not judged")
+        return change("not judged")
     if new.unit != old.unit:
-        return Change(suite, old, new, better, "not judged", f"it is in {new.unit} now, it was in {old.unit}")
+        return change("not judged", f"it is in {new.unit} now, it was in {old.unit}")
+    if lost := _lost(found, old, before, after):
+        return change(*lost)
     sign = 1 if better == "smaller" else -1
     worse_by = sign * (new.value - old.value)
     if abs(worse_by) <= allowed * abs(old.value):
-        return Change(suite, old, new, better, "same")
+        return change("same")
     if worse_by < 0:
-        return Change(suite, old, new, better, "better")
+        return change("better")
     if found.floor and new.value <= found.floor:
-        return Change(suite, old, new, better, "same")
-    return Change(suite, old, new, better, "unclear" if _unsure(old, new) else "worse")
+        return change("same")
+    if found.correct:
+        return change("worse", f"beyond its bound, {found.floor:g}")
+    unsure, why = _unsure(old, new)
+    return change("unclear" if unsure else "worse", why)
 
 
-def _reason(name: str, results: Results) -> str | None:
+def _absent(old: Figure, better: Better, before: Results, after: Results) -> tuple[Verdict, str]:
+    """Of a figure that the new run does not have. Without a reason, a ratio that the same command gave before
+    is gone."""
+    missing = _reason(old.name, after)
+    why = missing.why if missing is not None else ""
+    if better == "neither" or _ELSEWHERE.search(why):
+        return "not run", why
+    if missing is None:
+        if old.unit not in RATIOS or before.command != after.command:
+            return "not run", ""
+        return "gone", "the new run, of the same command, has neither it nor a reason"
+    return ("not run" if _not_installed(missing) else "gone"), why
+
+
+def _lost(found: Rule, old: Figure, before: Results, after: Results) -> tuple[Verdict, str] | None:
+    """Of a figure over others of which the new run lacks some: it is another figure, whatever its value."""
+    patterns = found.members(old.name)
+    lost = [
+        f.name
+        for f in before.figures
+        if any(fnmatchcase(f.name, pattern) for pattern in patterns) and _nothing(f, after.figure(f.name))
+    ]
+    if not lost:
+        return None
+    told = f"it is without {', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}"
+    reasons = [_reason(name, after) for name in lost]
+    if all(r is not None and _not_installed(r) for r in reasons):
+        return "not judged", told
+    if before.command != after.command and not any(reasons):
+        return "not judged", told
+    whys = dict.fromkeys(r.why for r in reasons if r is not None)
+    return "gone", "; ".join([told, *whys])
+
+
+def _nothing(old: Figure, new: Figure | None) -> bool:
+    """Whether a figure is no part of a mean any more: it is not there, or is a throughput of 0."""
+    return new is None or (new.value == 0 and old.value > 0)
+
+
+def _reason(name: str, results: Results) -> NotMeasured | None:
     """Why the run does not have a figure, if it says so: of the figure, or of all that begin like it."""
     for missing in results.not_measured:
         if missing.name in (name, results.suite) or name.startswith(f"{missing.name}/"):
-            return missing.why
+            return missing
     return None
 
 
-def _unsure(old: Figure, new: Figure) -> bool:
-    """Whether the difference is within both intervals together: their sides that face each other, as errors
-    that have nothing to do with one another add up. It finds what two intervals that just overlap hide."""
-    before, after = _interval(old), _interval(new)
+def _of_ours(missing: NotMeasured) -> bool:
+    return OURS in missing.name.split("/")
+
+
+def _not_installed(missing: NotMeasured) -> bool:
+    """Whether a library is missing; ours is what is measured, and has no such excuse."""
+    return _LIBRARY.search(missing.why) is not None and not _of_ours(missing)
+
+
+def _unsure(old: Figure, new: Figure) -> tuple[bool, str]:
+    """Whether the difference is within both intervals together, and what is to be said of that: their sides
+    that face each other, as errors that have nothing to do with one another add up. It finds what two
+    intervals that just overlap hide. A run without an interval is taken to be as unsure as the other."""
+    before, after, why = interval(old), interval(new), ""
+    if before is None and after is None:
+        return False, "neither run has an interval: it may be chance"
     if before is None or after is None:
-        return False
+        which, other = ("old", "new") if before is None else ("new", "old")
+        why = f"the {which} run has no interval: taken as unsure as the {other} one"
+    lo, hi = before or _as_unsure(old.value, new.value, after)
+    new_lo, new_hi = after or _as_unsure(new.value, old.value, before)
     if old.value < new.value:
-        sides = before[1] - old.value, new.value - after[0]
+        sides = hi - old.value, new.value - new_lo
     else:
-        sides = old.value - before[0], after[1] - new.value
-    return abs(new.value - old.value) <= math.hypot(*sides)
+        sides = old.value - lo, new_hi - new.value
+    return abs(new.value - old.value) <= math.hypot(*sides), why
 
 
-def _overlap(old: Figure, new: Figure) -> bool | None:
-    """Whether the intervals have something in common; none where one of the figures has no interval."""
-    before, after = _interval(old), _interval(new)
-    if before is None or after is None:
-        return None
-    return before[0] <= after[1] and after[0] <= before[1]
+def _as_unsure(value: float, of: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """An interval as wide, in parts of the value, as that of another one; none of a value of 0 is known."""
+    return (value, value) if bounds is None or of == 0 else (value * bounds[0] / of, value * bounds[1] / of)
 
 
-def _interval(figure: Figure) -> tuple[float, float] | None:
+def interval(figure: Figure) -> tuple[float, float] | None:
     """Around the value."""
     lo, hi = figure.lo, figure.hi
     return None if lo is None or hi is None or not lo <= figure.value <= hi else (lo, hi)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Of two runs of one commit.
-
-    Attributes:
-        apart: suite, and the figure of each run, of those whose intervals have nothing in common.
-        figures: how many have an interval in both runs.
-    """
-
-    apart: list[tuple[str, Figure, Figure]]
-    figures: int
-
-    @property
-    def holds(self) -> bool:
-        return self.figures - len(self.apart) >= AGREEING * self.figures
-
-
-def agreement(
-    first: Mapping[str, Results], second: Mapping[str, Results], *, ratios_only: bool = False
-) -> Agreement:
-    """Of every figure that both runs have with an interval, or of ratios alone.
-
-    Raises `ResultsError` where these are not two runs of the same suites, commit and machine, or have no
-    such figure.
-    """
-    if set(first) != set(second):
-        raise _not_the_same("suites", ", ".join(first), ", ".join(second))
-    apart, figures = [], 0
-    for suite, one in first.items():
-        other = second[suite]
-        if one.commit != other.commit:
-            raise _not_the_same(f"{suite}: commits", one.commit, other.commit)
-        if not same_machine(one, other):
-            raise _not_the_same(f"{suite}: machines", one.machine, other.machine)
-        for figure in one.figures:
-            if ratios_only and figure.unit not in RATIOS:
-                continue
-            again = other.figure(figure.name)
-            agree = None if again is None else _overlap(figure, again)
-            figures += agree is not None
-            if again is not None and agree is False:
-                apart.append((suite, figure, again))
-    if not figures:
-        raise ResultsError("the two runs have no figure with an interval in common")
-    return Agreement(apart, figures)
-
-
-def _not_the_same(what: str, first: object, second: object) -> ResultsError:
-    return ResultsError(
-        f"these are not two runs of the same: {what} {first} and {second}; compare them without --agree"
-    )
-
-
-def other_speeds(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
-    """Suites, a line each, for which the machine computed by over `SPEED` faster or slower in one run than in
-    the other: ratios of engines that compute to ones that wait are not the same then."""
-    lines = []
+def other_speeds(old: Mapping[str, Results], new: Mapping[str, Results]) -> dict[str, str]:
+    """Suites for which the machine computed over `SPEED` times as fast in one run as in the other, and how
+    fast: ratios of engines that compute to ones that wait are not the same then."""
+    told = {}
     for suite in (s for s in old if s in new):
         before, after = old[suite].machine.get(GFLOPS), new[suite].machine.get(GFLOPS)
         if before and after and not 1 / SPEED < after / before < SPEED:
-            lines.append(
-                f"{suite}: the machine computed {before:g} GFLOP/s in the old run, {after:g} in the new"
-            )
-    return lines
+            told[suite] = f"the machine computed {before:g} GFLOP/s in the old run, {after:g} in the new"
+    return told
 
 
 def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[str]:
@@ -218,6 +261,11 @@ def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[
         if not same_machine(before, after):
             changed = _changed(before.machine, after.machine)
             lines.append(f"{suite}: the machine differs ({changed}): only ratios can be compared")
+        if before.command != after.command:
+            lines.append(
+                f"{suite}: commands differ ({before.command} -> {after.command}): what only the old run has "
+                "is not judged"
+            )
         if before.versions != after.versions:
             lines.append(f"{suite}: packages differ ({_changed(before.versions, after.versions)})")
     lines += [f"{suite}: only the old run has it" for suite in old if suite not in new]

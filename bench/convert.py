@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from rich.progress import Progress
 
+from bench.destination import add_out, destination
 from bench.results import Figure, NotMeasured, ResultsError, suite_command, write_results
 from jaxrank.cli.console import results_console
 from jaxrank.errors import JaxrankError
@@ -69,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="every eighth model: does it still run?")
     parser.add_argument("--skip-table", action="store_true", help="leave the 4 GiB table out")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
+    add_out(parser, RESULTS)
     parser.add_argument("--step", choices=("save", "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    part = arguments.model or arguments.quick or arguments.skip_table
+    arguments.out = destination(arguments.out, RESULTS, part=part)
     if arguments.step == "save":
         save_large_model(arguments.directory / "saved_model")
     elif arguments.step:
@@ -167,7 +170,8 @@ def _measure_zoo(arguments: argparse.Namespace) -> None:
             ),
             Figure(name="convert_4gib_table_s", value=watched.seconds, unit="s"),
         ]
-    command = suite_command("convert", ["--quick"] if arguments.quick else [])
+    options = [f"--{name.replace('_', '-')}" for name in ("quick", "skip_table") if getattr(arguments, name)]
+    command = suite_command("convert", options)
     write_results(arguments.out, "convert", command, figures, missing)
     if onnx is not None and arguments.out == RESULTS:
         COVERAGE.write_text(coverage_page(models, onnx))

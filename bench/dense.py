@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench.destination import add_out, destination
 from bench.processes import ProcessError, Status, fresh
 from bench.results import NotMeasured, suite_command, write_results
 from bench.timing import Timing, interleaved, pinned
@@ -155,7 +156,10 @@ def _run(arguments: argparse.Namespace) -> None:
                     progress.advance(bar)
     except KeyboardInterrupt:
         console.print(f"interrupted; what was measured is in {arguments.out}")
-    _report(console, [joined(all_of) for all_of in measured.values()], arguments)
+    found = [joined(all_of) for all_of in measured.values()]
+    _report(console, found, arguments)
+    if not any(m.times for m in found):
+        raise SystemExit("error: no engine was timed; the reasons are above")
 
 
 def measured_here(
@@ -180,8 +184,8 @@ def measured_here(
 
 
 def joined(processes: Sequence[Measured]) -> Measured:
-    """What several processes found out about one model. Those that timed nothing are left out; an engine has
-    times where all the others timed it."""
+    """What several processes found out about one model. A size has times of those that timed it, and an
+    engine where all of these did: the times of one size are of the same processes."""
     timed = [m for m in processes if m.times] or processes[:1]
 
     def shared(times: Sequence[Mapping[Any, Timing]]) -> dict[Any, Timing]:
@@ -191,11 +195,14 @@ def joined(processes: Sequence[Measured]) -> Measured:
             if all(name in t for t in times)
         }
 
+    def of_sizes(times: Sequence[Mapping[int, Any]]) -> dict[int, list[Any]]:
+        return {n: [t[n] for t in times if n in t] for n in dict.fromkeys(n for t in times for n in t)}
+
     return replace(
         timed[0],
-        times={rows: shared([m.times.get(rows, {}) for m in timed]) for rows in timed[0].times},
-        dynamic=shared([m.dynamic for m in timed]),
-        static=shared([m.static for m in timed]),
+        times={rows: shared(held) for rows, held in of_sizes([m.times for m in timed]).items()},
+        dynamic={rows: Timing.joined(held) for rows, held in of_sizes([m.dynamic for m in timed]).items()},
+        static={rows: Timing.joined(held) for rows, held in of_sizes([m.static for m in timed]).items()},
         error=max(m.error for m in processes),
         missing=list(dict.fromkeys(one for m in processes for one in m.missing)),
     )
@@ -249,16 +256,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--work", type=Path, default=WORK, metavar="DIR",
         help="models, bundles and modules, kept for the next run (%(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"figures ({RESULTS}; of a part of it dense.json)"
-    )
+    add_out(parser, RESULTS)
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(given, argparse.Namespace(argv=given))
     if arguments.model is not None and arguments.models:
         parser.error("give either MODEL or --models")
-    # What is not the whole suite does not take the place of its results.
     part = arguments.model or arguments.models or arguments.quick or arguments.sizes != list(SIZES)
-    arguments.out = arguments.out or (Path(RESULTS.name) if part else RESULTS)
+    arguments.out = destination(arguments.out, RESULTS, part=part or arguments.cores is not None)
     return arguments
 
 

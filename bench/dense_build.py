@@ -32,10 +32,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 _MODEL_SOURCES = (
     "bench/dense_models.py",
+    "bench/profiles.py",
+    "tests/zoo/drawing.py",
+    "tests/zoo/model.py",
     "tests/zoo/saving.py",
-    "tests/zoo/weights.py",
     "tests/zoo/sequence.py",
+    "tests/zoo/weights.py",
 )
+"""What a model is made of: its layers, their weights, and how TensorFlow saves it."""
 _PACKAGES = {
     "convert": ("tensorflow", "keras", "tf2onnx", "onnx", "jax", "flax"),
     "compile": ("jax", "flax", "iree-base-compiler"),

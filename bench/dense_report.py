@@ -18,6 +18,17 @@ _ENGINES = (
     "torch_compile",
     "tvm",
 )
+OF_SUITE = (
+    "speedup_vs_tf_request_side",
+    "speedup_vs_best_peer_request_side",
+    "speedup_vs_tf_min",
+    "speedup_vs_best_peer_no_request_side",
+    "dynamic_over_static",
+    "ms_per_candidate_5000_over_200",
+    "harness_overhead",
+    "max_abs_error",
+)
+"""Figures of no model in particular, which are listed where nothing was measured of them."""
 VS_BEST = "speedup_vs_best_other"
 """Names of figures by model and size: how many times longer the fastest other engine takes, which is the
 note."""
@@ -28,24 +39,28 @@ def figures(measured: Sequence[Measured]) -> tuple[list[Figure], list[NotMeasure
     listed."""
     found: list[Figure] = []
     missing = [m for model in measured for m in model.missing]
+    sizes = {rows for m in measured for rows in m.times}
     with_side = [m for m in measured if m.request_side]
     without = [m for m in measured if not m.request_side]
     ratios: dict[str, tuple[Estimate | None, str]] = {
         "speedup_vs_tf_request_side": (
             _mean(_against_tf(with_side, LARGE)),
-            f"geometric mean over models with a request side and sizes from {LARGE}",
+            f"geometric mean over models with a request side and sizes from {LARGE}"
+            f"{_without(with_side, sizes, LARGE, TF_NAME)}",
         ),
         "speedup_vs_best_peer_request_side": (
             _mean(_against_peers(with_side, LARGE)),
-            f"against the fastest other engine for each model and size; geometric mean, sizes from {LARGE}",
+            f"against the fastest other engine for each model and size; geometric mean, sizes from {LARGE}"
+            f"{_without(with_side, sizes, LARGE)}",
         ),
         "speedup_vs_tf_min": (
             _extreme(_against_tf(measured, 1), min),
-            "the smallest over all models and sizes",
+            f"the smallest over all models and sizes{_without(measured, sizes, 1, TF_NAME)}",
         ),
         "speedup_vs_best_peer_no_request_side": (
             _mean(_against_peers(without, LARGE)),
-            f"models with candidate features only; geometric mean, sizes from {LARGE}",
+            f"models with candidate features only; geometric mean, sizes from {LARGE}"
+            f"{_without(without, sizes, LARGE)}",
         ),
         "dynamic_over_static": (
             _mean([(t, m.static[rows]) for m in measured for rows, t in m.dynamic.items()]),
@@ -143,6 +158,19 @@ def _against_peers(measured: Sequence[Measured], smallest: int) -> list[Pair]:
         for rows, times in m.times.items()
         if rows >= smallest and OUR_NAME in times and (peer := m.best_peer(rows)) is not None
     ]
+
+
+def _without(measured: Sequence[Measured], sizes: Iterable[int], smallest: int, *engines: str) -> str:
+    """Which models and sizes of the run a mean is without, as one of the engines, ours among them, was not
+    timed there, or nothing but ours was."""
+    lost = [
+        f"{m.name} at {rows:,}"
+        for m in measured
+        for rows in sorted(sizes)
+        if rows >= smallest
+        and (len(held := m.times.get(rows, {})) < 2 or not {OUR_NAME, *engines} <= held.keys())
+    ]
+    return f"; without {', '.join(lost)}" if lost else ""
 
 
 def _growth(m: Measured) -> Pair | None:

@@ -24,12 +24,18 @@ _QUICK = (*MAIN, "host", "loading", "state", "updates")
 
 @dataclass(frozen=True)
 class Ended:
-    """One suite's run. `why` is empty where it was measured."""
+    """One suite's run.
+
+    Attributes:
+        why: it failed; empty where it was measured.
+        kept: whether the file is of an earlier run, as this one ended before it wrote anything.
+    """
 
     suite: str
     file: Path
     seconds: float
     why: str = ""
+    kept: bool = False
 
 
 def known(names: Iterable[str]) -> list[str]:
@@ -46,7 +52,8 @@ def run_all(
     """Runs suites; each shows its own progress on this terminal while it runs.
 
     A suite that fails leaves what it had measured, with the reason among what it did not measure, and its
-    errors in `out / "<suite>.log"`.
+    errors in `out / "<suite>.log"`. Where it had measured nothing, the file of an earlier run stays. A suite
+    that gives no figure at all has failed, whatever its status.
 
     Args:
         out: directory of the results.
@@ -64,6 +71,9 @@ def run_all(
         ended.append(_run_one(suite, out, arguments))
         if ended[-1].why:
             console.print(f"{suite} failed: {ended[-1].why}", style="bold red", highlight=False, markup=False)
+        if ended[-1].kept:
+            line = f"{ended[-1].file} is still that of an earlier run"
+            console.print(line, style="yellow", highlight=False, markup=False)
     return ended
 
 
@@ -75,12 +85,17 @@ def _run_one(suite: str, out: Path, arguments: Sequence[str]) -> Ended:
     with log.open("wb") as errors:
         done = subprocess.run(command, stderr=errors)
     seconds = time.monotonic() - start
-    if done.returncode == 0:
+    written = file.exists() and file.stat().st_mtime_ns != before
+    found = read_results(file) if written else None
+    if done.returncode == 0 and found is not None and found.figures:
         log.unlink()
         return Ended(suite, file, seconds)
     why = _last_line(log) or f"it ended with status {done.returncode}"
-    written = file.exists() and file.stat().st_mtime_ns != before
-    found = read_results(file) if written else None
+    if done.returncode == 0:
+        reasons = [f"{m.name}: {m.why}" for m in found.not_measured] if found is not None else []
+        why = "; ".join(["nothing was measured", *reasons[:1]])
+    if before is not None and not written:
+        return Ended(suite, file, seconds, why, kept=True)
     write_results(
         file,
         suite,
@@ -104,7 +119,9 @@ def table(ended: Sequence[Ended]) -> Table:
             column, justify="right" if column in ("figures", "not measured", "minutes") else "left"
         )
     for e in ended:
-        results = read_results(e.file)
-        counts = (str(len(results.figures)), str(len(results.not_measured)))
+        counts = ("-", "-")
+        if not e.kept:
+            results = read_results(e.file)
+            counts = (str(len(results.figures)), str(len(results.not_measured)))
         made.add_row(e.suite, *counts, f"{e.seconds / 60:.1f}", str(e.file), e.why)
     return made

@@ -22,6 +22,7 @@ from bench import host_workload
 from bench.allocations import counter
 from bench.allocations.measure import beside_glibc
 from bench.allocations.subject import Report, report
+from bench.destination import add_out, destination
 from bench.processes import Status, fresh
 from bench.results import Figure, NotMeasured, suite_command, write_results
 from bench.timing import Timing, interleaved, mean_ratio
@@ -29,6 +30,7 @@ from converters.tensorflow_logs import import_quietly
 from serving.allocator import find_jemalloc
 from serving.host import HostProgramRunner
 
+RESULTS = Path("bench/results/host.json")
 _REQUESTS = 16
 """Different requests, in turn: one alone would have all of its rows in the caches."""
 
@@ -46,6 +48,11 @@ class Sizes:
     largest: int = host_workload.LARGEST
 
 
+_SERVED = (
+    ("allocations_per_request", "allocations/request"),
+    ("page_faults_per_1000_requests", "faults/1000 requests"),
+)
+"""Figures of the allocator that the server takes, and their units."""
 FULL = Sizes()
 QUICK = Sizes(processes=3, rounds=2, warm=40, counted=20, largest=2000)
 
@@ -64,7 +71,7 @@ def measure(
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench host", description=__doc__)
-    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("bench/results/host.json"))
+    add_out(parser, RESULTS)
     for name, what in (
         ("candidates", "of a request"),
         ("processes", "in which each path is timed"),
@@ -81,10 +88,9 @@ def main(arguments: list[str]) -> None:
     if options.subject:
         _answer(options.subject, sizes)
         return
-    sizes = QUICK if options.quick else sizes
-    say = partial(print, file=sys.stderr)
-    figures, not_measured = measure(sizes, say=say)
-    write_results(options.out, "host", suite_command("host", arguments), figures, not_measured)
+    out = destination(options.out, RESULTS, part=options.quick or sizes != FULL)
+    figures, not_measured = measure(QUICK if options.quick else sizes, say=partial(print, flush=True))
+    write_results(out, "host", suite_command("host", arguments), figures, not_measured)
     for figure in figures:
         print(f"{figure.name:45} {figure.value:12.4g} {figure.unit}")
 
@@ -170,13 +176,24 @@ def _answer(bundle: Path, sizes: Sizes) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(Cost(before, after, native.shared_runs)))
 
 
+def no_compiler(error: Exception) -> str:
+    """Why something that is built for a measurement is not there."""
+    return f"no C++ compiler that builds it: {error}; install one, or name it in CXX"
+
+
 def _costs(bundle: Path, sizes: Sizes, beside: bool) -> tuple[list[Figure], list[NotMeasured]]:
+    def without(why: str) -> tuple[list[Figure], list[NotMeasured]]:
+        return [], [NotMeasured(name=name, why=why) for name, _ in _SERVED]
+
     jemalloc = find_jemalloc()
     if jemalloc is None:
-        return [], [NotMeasured(name="page_faults_per_1000_requests", why="no libjemalloc was found")]
+        return without("no libjemalloc was found")
     figures = []
     with TemporaryDirectory() as work:
-        library = counter.build(Path(work))
+        try:
+            library = counter.build(Path(work))
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            return without(no_compiler(error))
         allocators = beside_glibc(jemalloc)
         for allocator in allocators if beside else [a for a in allocators if a.name == "jemalloc"]:
             preload = ":".join(str(x) for x in (library, allocator.library) if x)
@@ -201,11 +218,5 @@ def _costs(bundle: Path, sizes: Sizes, beside: bool) -> tuple[list[Figure], list
                 ),
             ]
     by_name = {f.name: f.value for f in figures}
-    served = [
-        Figure(name=name, value=by_name[f"jemalloc_{name}"], unit=unit)
-        for name, unit in (
-            ("allocations_per_request", "allocations/request"),
-            ("page_faults_per_1000_requests", "faults/1000 requests"),
-        )
-    ]
+    served = [Figure(name=name, value=by_name[f"jemalloc_{name}"], unit=unit) for name, unit in _SERVED]
     return [*served, *figures], []

@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 from rich.console import Console
 
+from bench.destination import add_out, destination
 from bench.results import Figure, suite_command, write_results
 from jaxrank import bundle as files
 from jaxrank.certificate import load_examples
@@ -216,8 +217,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where models are built")
     parser.add_argument("--served", type=Path, help=f"a bundle to serve instead of {SERVED}")
     parser.add_argument("--loaded", type=Path, help=f"a bundle to load instead of {LOADED}")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    add_out(parser, RESULTS)
     options = parser.parse_args(arguments)
+    part = options.quick or options.served or options.loaded
+    options.out = destination(options.out, RESULTS, part=part)
     sizes, console = QUICK if options.quick else FULL, Console()
     served, loaded = (
         given or _built(name, options.work, console)

@@ -31,6 +31,9 @@ _PACKAGES = (
     "rocksdict",
     "redis",
     "hiredis",
+    "flax",
+    "keras",
+    "torch",
 )
 
 
@@ -87,6 +90,9 @@ class ResultsError(JaxrankError):
 
 GFLOPS = "gflops"
 """Fact of a machine: what it computed when a file was written (`computing_speed`)."""
+NO_COMMIT = "version"
+"""How the commit of sources begins of which none is known."""
+_ROOT = Path(__file__).resolve().parents[1]
 _PLACES = ("--out", "--work")
 REPORT = "report"
 """Stem of the files that `jaxrank bench report` makes of the others in their directory."""
@@ -177,7 +183,7 @@ def figures_of_this_commit(path: Path, command: str) -> dict[str, Figure]:
     commit on this machine; none otherwise, or where sources differ from the commit."""
     known = read_results(path) if path.is_file() else None
     here = commit()
-    if known is None or known.commit != here or here.endswith("-dirty") or here == "unknown":
+    if known is None or known.commit != here or here.endswith("-dirty") or here.startswith(NO_COMMIT):
         return {}
     same = known.command == command and all(
         known.machine.get(fact) == value for fact, value in machine().items()
@@ -215,15 +221,22 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The state of the sources: the tag or commit, and whether files differ from it but for results and
-    pages, which benches write."""
+    """The state of our sources: the tag or commit, and whether files differ from it but for results and
+    pages, which benches write. Where they are no checkout of ours, or there is no git, `NO_COMMIT` and the
+    version: a repository around them is somebody else's."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel") or "/nowhere").resolve() == _ROOT:
+            described = _git("describe", "--always", "--abbrev=12")
+            changed = _git("status", "--porcelain", "--untracked-files=no", ":!bench/results", ":!docs")
+            if described:
+                return f"{described}{'-dirty' if changed else ''}"
+    except OSError:  # no git here
+        pass
+    return f"{NO_COMMIT} {_version('jaxrank') or 'unknown'}"
 
-    def git(*command: str) -> str:
-        return subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
 
-    described = git("describe", "--always", "--abbrev=12")
-    changed = git("status", "--porcelain", "--untracked-files=no", ":!bench/results", ":!docs")
-    return f"{described}{'-dirty' if changed else ''}" or "unknown"
+def _git(*command: str) -> str:
+    return subprocess.run(["git", *command], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
 
 
 def _cpu() -> str:

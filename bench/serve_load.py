@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,11 @@ from serving.wire.reflection import PREDICTION_SERVICE
 
 _LEAD = 0.05
 """Seconds before the first arrival."""
+_CONNECT_SECONDS = 20.0
+"""A server that was there before accepts a connection within that time."""
+_APART = 6_000
+"""Requests between the first of a client and that of the one that takes its place: no user of the last
+seconds comes again."""
 _MAX_MESSAGE = 256 << 20
 
 
@@ -53,15 +59,21 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to send the file's requests from the first one, as they were recorded."""
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Nothing was sent."""
+
+    why: str
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What came back.
 
     Attributes:
-        seconds: in which the counted requests were to be sent.
+        seconds: in which the counted requests were to be sent; of a closed loop, to its last answer.
         latencies_ms: of each answer since its intended time, ascending; others are not in it.
         sent: requests that were counted.
         statuses: how many had each gRPC status, by its name.
-        behind_ms: the client's own largest delay, which is part of the latencies.
+        behind_ms: the 99th percentile of the client's own delays, which are part of the latencies.
     """
 
     seconds: float
@@ -75,9 +87,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         rank = math.ceil(share * self.sent)
         return self.latencies_ms[rank - 1] if 0 < rank <= len(self.latencies_ms) else math.inf
 
+    def in_time(self, slo_ms: float) -> float:
+        """The share of all requests that was answered within these milliseconds."""
+        return self._answered(slo_ms) / max(self.sent, 1)
+
     def goodput(self, slo_ms: float) -> float:
         """Answers per second that came in time."""
-        return float(np.searchsorted(self.latencies_ms, slo_ms, side="right")) / self.seconds
+        return self._answered(slo_ms) / self.seconds
+
+    def _answered(self, slo_ms: float) -> float:
+        return float(np.searchsorted(self.latencies_ms, slo_ms, side="right"))
 
 
 class Requests(msgspec.Struct, frozen=True):
@@ -98,25 +117,40 @@ def write_requests(path: Path, requests: Requests) -> Path:
 
 
 class LoadClient:
-    """The process. A context."""
+    """The process. A context. One that has died is started again for the next load."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.serve_load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self._started = 0
+        self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        first = self._started * _APART
+        self._started += 1
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench.serve_load", str(first)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
 
     def send(self, load: Load) -> Sample:
-        """Blocks until every request has ended. Raises `RuntimeError` if the process died."""
+        """Blocks until every request has ended. Raises `RuntimeError` if the server accepts no connection, or
+        the process died."""
+        if self._process.poll() is not None:
+            self._process = self._start()
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        stdin.write(msgspec.json.encode(load) + b"\n")
-        stdin.flush()
-        line = stdout.readline()
+        try:
+            stdin.write(msgspec.json.encode(load) + b"\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = b""
         if not line:
-            raise RuntimeError(
-                f"the load client ended with status {self._process.wait()}; its error is above"
-            )
-        return msgspec.json.decode(line, type=Sample)
+            status = self._process.wait()
+            raise RuntimeError(f"the load client ended with status {status}; its error is above")
+        answer = msgspec.json.decode(line, type=Sample | Failed)
+        if isinstance(answer, Failed):
+            raise RuntimeError(answer.why)
+        return answer
 
     def __enter__(self) -> "LoadClient":
         return self
@@ -124,6 +158,8 @@ class LoadClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:  # nobody waits for what it still sends
+            self._process.kill()
         self._process.communicate()
 
 
@@ -131,12 +167,15 @@ class _Recorder:
     """Answers of one load, from gRPC's threads."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
+        self.last = 0.0
+        """When the last counted request ended."""
+        self.behind: list[float] = []
+        """Seconds by which each request was sent after its time."""
         self._latencies: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._left = 0
         self._changed = threading.Condition()
-        self.behind = 0.0
 
     def begin(self) -> None:
         with self._changed:
@@ -149,6 +188,7 @@ class _Recorder:
             self._left -= 1
             self._changed.notify_all()
             if counted:
+                self.last = now
                 self._statuses[code.name] += 1
                 if code == grpc.StatusCode.OK:
                     self._latencies.append((now - intended) * 1e3)
@@ -160,16 +200,17 @@ class _Recorder:
 
     def sample(self) -> Sample:
         return Sample(
-            seconds=self._seconds,
+            seconds=self.seconds,
             latencies_ms=sorted(self._latencies),
             sent=sum(self._statuses.values()),
             statuses=dict(self._statuses),
-            behind_ms=self.behind * 1e3,
+            behind_ms=float(np.quantile(self.behind, 0.99, method="higher")) * 1e3 if self.behind else 0.0,
         )
 
 
 def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
-    """Sends a load from this process. `numbers` are those of the requests to send."""
+    """Sends a load from this process. `numbers` are those of the requests to send. Raises
+    `grpc.FutureTimeoutError` where the server accepts no connection."""
     numbers = itertools.count() if numbers is None or load.from_first else numbers
     requests = msgspec.msgpack.decode(Path(load.requests).read_bytes(), type=Requests)
     limits = [
@@ -177,7 +218,7 @@ def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
         ("grpc.max_send_message_length", _MAX_MESSAGE),
     ]
     with grpc.insecure_channel(load.address, options=limits) as channel:
-        grpc.channel_ready_future(channel).result(timeout=60)
+        grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
         predict = channel.unary_unary(f"/{PREDICTION_SERVICE}/Predict")
         recorder = _Recorder(load.seconds - load.settle)
         start = time.perf_counter() + _LEAD
@@ -197,19 +238,27 @@ def run(load: Load, numbers: Iterator[int] | None = None) -> Sample:
                 intended = start + at
                 if (early := intended - time.perf_counter()) > 0:
                     time.sleep(early)
-                recorder.behind = max(recorder.behind, time.perf_counter() - intended)
+                recorder.behind.append(time.perf_counter() - intended)
                 send(intended)
         recorder.wait()
+        if load.clients:
+            # What was sent within the time is answered after it: as much again where an answer takes as long.
+            recorder.seconds = max(recorder.seconds, recorder.last - start - load.settle)
     return recorder.sample()
 
 
 def main() -> None:
-    numbers = itertools.count()
+    numbers = itertools.count(int(sys.argv[1]))
     for line in sys.stdin.buffer:
-        sample = run(msgspec.json.decode(line, type=Load), numbers)
-        sys.stdout.buffer.write(msgspec.json.encode(sample) + b"\n")
+        load = msgspec.json.decode(line, type=Load)
+        try:
+            answer: Sample | Failed = run(load, numbers)
+        except grpc.FutureTimeoutError:
+            answer = Failed(f"{load.address} accepted no connection within {_CONNECT_SECONDS:g} s")
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # of the terminal: the suite says what becomes of it
+        main()

@@ -7,9 +7,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -49,6 +50,28 @@ class Running:
     process: int
 
 
+class Memory(NamedTuple):
+    """MiB that a process has in memory."""
+
+    anonymous: float
+    files: float
+    """Pages of files: programs, and what is mapped of models."""
+
+    @property
+    def total(self) -> float:
+        return self.anonymous + self.files
+
+
+def memory(process: int) -> Memory | None:
+    """Of a process now; none where the system does not tell."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(RssAnon|RssFile):\s+(\d+) kB", text, re.MULTILINE))
+    return Memory(*(int(found[n]) / 1024 for n in ("RssAnon", "RssFile"))) if len(found) == 2 else None
+
+
 @contextmanager
 def jaxrank_server(models: Mapping[str, Path], *options: str) -> Iterator[Running]:
     """`jaxrank serve` on bundles by model name."""
@@ -62,10 +85,15 @@ def jaxrank_server(models: Mapping[str, Path], *options: str) -> Iterator[Runnin
 class Clocked:
     """`bench.serve_overhead`: our server with a clock around its two programs."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._stdin, self._stdout = process.stdin, process.stdout
         assert self._stdin is not None and self._stdout is not None
-        self.address = self._stdout.readline().removeprefix("serving on ").strip().removesuffix(":")
+        said = self._stdout.readline()
+        if not said:
+            process.wait()
+            errors.seek(0)
+            raise RuntimeError(f"bench.serve_overhead did not serve:\n{errors.read()[-2000:]}")
+        self.address = said.removeprefix("serving on ").strip().removesuffix(":")
 
     def spent(self) -> Spent:
         """So far."""
@@ -77,16 +105,17 @@ class Clocked:
 
 @contextmanager
 def clocked_server(models: Mapping[str, Path]) -> Iterator[Clocked]:
-    """Our server on bundles by model name."""
-    with _models_directory(models) as directory:
+    """Our server on bundles by model name. Raises `RuntimeError` with what it said where it does not
+    serve."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(_models_directory(models))
+        errors = stack.enter_context(tempfile.TemporaryFile("w+"))
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.serve_overhead", directory],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
-        try:
-            yield Clocked(process)
-        finally:
-            process.communicate()
+        stack.callback(process.communicate)
+        yield Clocked(process, errors)
 
 
 @contextmanager

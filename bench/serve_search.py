@@ -1,9 +1,12 @@
 """The largest rate of requests at which a server keeps its promise, by bisection."""
 
-import math
 from dataclasses import dataclass, field
 
 from bench.serve_load import Sample
+
+HEADROOM = 1.2
+"""A search begins below so many times the rate of a closed loop."""
+_RAISE = 1.25
 
 
 @dataclass
@@ -11,7 +14,7 @@ class Point:
     """A load and what came of it."""
 
     rate: float
-    """Requests per second that were sent."""
+    """Requests per second that were offered: what the schedule was drawn for."""
     sample: Sample
 
 
@@ -20,7 +23,9 @@ class Search:
     """Bisection over rates for one server, one step at a time so that two servers can take turns.
 
     Attributes:
-        high: requests per second that the server surely does not keep up with.
+        high: requests per second that the server is not expected to keep up with. While it has kept up with
+            every rate, this moves up by a quarter whenever the rates come within a quarter of it: a closed
+            loop that was measured in a slow moment is no bound.
         slo_ms: within which `share` of all requests must be answered.
     """
 
@@ -36,16 +41,33 @@ class Search:
 
     def record(self, sample: Sample) -> None:
         """What came of `next_rate`."""
-        rate = self.next_rate()
-        self.points.append(Point(rate, sample))
-        if sample.percentile(self.share) <= self.slo_ms:
-            self.low = rate
-        else:
-            self.high = rate
+        point = Point(self.next_rate(), sample)
+        self.points.append(point)
+        if not self._kept(point):
+            self.high = point.rate
+            return
+        self.low = point.rate
+        if self.unbounded and self.high <= _RAISE * self.low:
+            self.high *= _RAISE
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the server kept up with every rate that was tried: it may keep up with more."""
+        return all(map(self._kept, self.points))
+
+    @property
+    def best(self) -> Point | None:
+        """The largest rate that kept the promise."""
+        return max(filter(self._kept, self.points), key=lambda p: p.rate, default=None)
 
     @property
     def throughput(self) -> float:
-        """Answers per second at the largest rate that kept the promise; 0.0 if none did."""
-        kept = [p for p in self.points if p.sample.percentile(self.share) <= self.slo_ms]
-        best = max(kept, key=lambda p: p.rate, default=None)
-        return 0.0 if best is None else best.sample.goodput(math.inf)
+        """Answers within the promise per second, at the largest rate that kept it: that rate times the share
+        of requests that were answered so; 0.0 if none did. The rate is the offered one: the number of
+        arrivals that a Poisson process happens to have differs from it by several percent in a load of
+        seconds, whatever the server does."""
+        best = self.best
+        return 0.0 if best is None else best.rate * best.sample.in_time(self.slo_ms)
+
+    def _kept(self, point: Point) -> bool:
+        return point.sample.percentile(self.share) <= self.slo_ms

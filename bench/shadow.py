@@ -7,7 +7,8 @@ round, latency, and failures: answers that only the incumbent gives, outputs tha
 shape or type.
 
 Exit code 0: within the bounds. 1: beyond one of them. 2: not compared, as a server is not reachable, or there
-is nothing to send.
+is nothing to send, or not to the end, as a server went away: what was compared before that is shown and
+written.
 """
 
 import argparse
@@ -23,19 +24,21 @@ from rich.table import Table
 
 from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, mean_ratio
-from bench.workloads import WorkloadError, read_traffic
+from bench.workloads import read_traffic
 from jaxrank import bundle as files
 from jaxrank import ranking
 from jaxrank.certificate import load_examples
 from jaxrank.cli.console import results_console
 from jaxrank.errors import JaxrankError
 from serving.client import PredictClient
+from serving.errors import InvalidRequestError
 from serving.wire import predict_pb2 as pb
 from serving.wire.codec import decode, encode_content
 from serving.wire.reflection import PREDICTION_SERVICE
 
 INCUMBENT, CANDIDATE = "incumbent", "candidate"
 _CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 60.0
 _WARM = 3
 """Untimed answers of each."""
 
@@ -64,6 +67,8 @@ class Differences:
     inverted: int = 0
     ordered: int = 0
     seconds: dict[str, list[float]] = field(default_factory=lambda: {INCUMBENT: [], CANDIDATE: []})
+    stopped: str = ""
+    """Why the rest of the requests was not sent."""
 
     @property
     def error(self) -> float:
@@ -123,16 +128,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, address in ((INCUMBENT, options.incumbent), (CANDIDATE, options.candidate))
         }
         found = shadow(clients, requests, Differences(options.top_k, options.max_error))
-    except (NotCompared, WorkloadError) as error:
+    except (JaxrankError, OSError) as error:
         print(f"not compared: {error}")
         raise SystemExit(2) from error
     measured = figures(found)
     if options.out is not None:
         write_results(options.out, "shadow", suite_command("shadow", argv or ()), measured)
     _print(measured, found)
-    if beyond := found.beyond(options.min_top_k):
-        for line in beyond:
-            print(f"beyond its bound: {line}")
+    beyond = found.beyond(options.min_top_k)
+    for line in beyond:
+        print(f"beyond its bound: {line}")
+    if found.stopped:
+        print(f"not compared to the end: {found.stopped}")
+        raise SystemExit(2)
+    if beyond:
         raise SystemExit(1)
 
 
@@ -177,8 +186,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_requests(
     recorded: Path | None, bundle: Path | None, model: str | None, most: int
 ) -> list[pb.PredictRequest]:
-    """What to send, each with the model's name. Raises `WorkloadError`, or `NotCompared` for a bundle without
-    examples."""
+    """What to send, each with the model's name. Raises `WorkloadError`, `BundleError` where there is no
+    bundle, or `NotCompared` for one without examples."""
     from bench.user_models import model_name
 
     if recorded is not None:
@@ -239,8 +248,8 @@ def _connected(address: str) -> PredictClient:
 def shadow(
     clients: Mapping[str, PredictClient], requests: Sequence[pb.PredictRequest], found: Differences
 ) -> Differences:
-    """Sends every request to both servers and compares the answers. Raises `NotCompared` where the incumbent
-    answers nothing, or a server goes away."""
+    """Sends every request to both servers and compares the answers, until a server goes away. Raises
+    `NotCompared` where that is before the first comparison, or the incumbent answers nothing."""
     calls = {
         name: client.channel.unary_unary(
             f"/{PREDICTION_SERVICE}/Predict",
@@ -257,7 +266,13 @@ def shadow(
         answers, seconds = {}, {}
         for name in order:
             start = time.perf_counter()
-            answers[name] = _answer(calls[name], request)
+            try:
+                answers[name] = _answer(calls[name], request)
+            except NotCompared as error:
+                if not found.compared and not found.failures:
+                    raise
+                found.stopped = f"{error}, after {number} of {len(requests)} requests"
+                return found
             seconds[name] = time.perf_counter() - start
         expected, got = answers[INCUMBENT], answers[CANDIDATE]
         if isinstance(expected, str):
@@ -273,16 +288,25 @@ def shadow(
     return found
 
 
-def _answer(call: Callable[..., pb.PredictResponse], request: pb.PredictRequest) -> Arrays | str:
-    """The outputs, or the status and message. Raises `NotCompared` where the server is gone."""
+def _answer(
+    call: Callable[..., pb.PredictResponse], request: pb.PredictRequest, *, again: bool = False
+) -> Arrays | str:
+    """The outputs, or the status and message, or why they cannot be read. Raises `NotCompared` where the
+    server is gone: it is asked once more, and has `_CONNECT_SECONDS` to come back."""
     try:
-        response = call(request, timeout=60.0)
+        response = call(request, timeout=_ANSWER_SECONDS)
     except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAVAILABLE and not again:  # type: ignore[attr-defined]
+            time.sleep(_CONNECT_SECONDS)
+            return _answer(call, request, again=True)
         code, details = error.code(), error.details()  # type: ignore[attr-defined]
         if code == grpc.StatusCode.UNAVAILABLE:
             raise NotCompared(f"a server is not available: {details}") from error
         return f"{code.name}: {(details or '').splitlines()[0][:200] if details else ''}"
-    return {name: decode(name, tensor) for name, tensor in response.outputs.items()}
+    try:
+        return {name: decode(name, tensor) for name, tensor in response.outputs.items()}
+    except InvalidRequestError as error:
+        return f"what cannot be read: {error}"
 
 
 def _counts(counted: Counter[str]) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bench.destination import add_out, destination
 from bench.results import Figure, suite_command, write_results
 from jaxrank.bundle import read_manifest
 from jaxrank.certificate import Example, load_examples
@@ -35,6 +36,7 @@ from serving.wire.codec import decode, encode_content
 from serving.wire.reflection import PREDICTION_SERVICE
 
 RESULTS = Path("bench/results/soak.json")
+_MINUTES = 10.0
 LOAD = 1.5
 DEADLINE_SECONDS = 0.5
 SWAP_SECONDS = 20.0
@@ -250,13 +252,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "bundles", type=Path, nargs="+", metavar="BUNDLE", help="compiled, with one signature"
     )
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--minutes", type=float, default=_MINUTES, help="(%(default)g)")
+    add_out(parser, RESULTS)
     options = parser.parse_args(arguments)
     figures = soak([subject(bundle) for bundle in options.bundles], options.minutes)
     named = [bundle.name for bundle in options.bundles]
     command = suite_command("soak", [*named, "--minutes", f"{options.minutes:g}"])
-    write_results(options.results, "soak", command, figures)
+    write_results(
+        destination(options.out, RESULTS, part=options.minutes < _MINUTES), "soak", command, figures
+    )
     for figure in figures:
         Console().print(f"{figure.name:20} {figure.value:12.4g} {figure.unit} {figure.note}")
     if any(f.value for f in figures if f.name in ("soak_wrong_scores", "soak_failed")):

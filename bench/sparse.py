@@ -25,10 +25,12 @@ from rich.console import Console
 from rich.table import Table as Page
 
 from bench import host_program, updates
+from bench.destination import add_out, destination
 from bench.draws import BAG, Bags, draw
 from bench.processes import Status, fresh
 from bench.results import Figure, NotMeasured, figures_of_this_commit, suite_command, write_results
 from bench.timing import Timing, interleaved, mean_ratio
+from jaxrank.cli.console import results_console
 from serving.tables import Lookup, Table, TableWriter, WorkerPool, open_table
 
 RESULTS = Path("bench/results/sparse.json")
@@ -66,6 +68,10 @@ QUICK = Sizes(
     updates=updates.QUICK,
 )
 _PEERS_DIM = 64
+_DRAWN = ("uniform", "zipf")
+_MINIMUM = "roofline_fraction_min"
+_PEERS = {"tf": ("tf_lookup", "tf_safe_lookup"), "torch": ("torch_embedding_bag",)}
+"""What is timed of each library."""
 OF_HOST = ("host_program_ms_100x500", "allocations_per_request", "page_faults_per_1000_requests")
 """What the suite takes of `python -m bench host`."""
 
@@ -86,7 +92,8 @@ def made(directory: Path, rows: int, dim: int) -> Iterator[Table]:
 
 
 def roofline(directory: Path) -> Callable[[Table, Bags, np.ndarray], None]:
-    """Builds and loads sparse_roofline.cc. Raises `FileNotFoundError` without a C++ compiler."""
+    """Builds and loads sparse_roofline.cc. Raises `FileNotFoundError` without a C++ compiler, and
+    `CalledProcessError` with one that does not take it."""
     library = directory / "roofline.so"
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     flags = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-shared"]
@@ -148,11 +155,18 @@ def measure(say: Status, directory: Path, sizes: Sizes) -> Times:
 
 def _rooflines(found: Times, directory: Path, sizes: Sizes, say: Status) -> None:
     """Our lookups on one thread, and the roofline."""
-    plain, rng = roofline(directory), np.random.default_rng(1)
+    try:
+        plain, rng = roofline(directory), np.random.default_rng(1)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        why = host_program.no_compiler(error)
+        names = [_MINIMUM, *(_fraction(name, dim) for name in _DRAWN for dim in DIMS)]
+        found.missing += [NotMeasured(name=name, why=why) for name in names]
+        say(f"no roofline: {why}")
+        return
     for dim in DIMS:
         rows = sizes.table_bytes // (4 * dim)
         with made(directory, rows, dim) as table:
-            for name in ("uniform", "zipf"):
+            for name in _DRAWN:
                 turns = Turns([draw(rng, rows, sizes.ids, name == "zipf") for _ in range(SETS)], dim)
 
                 def ours(turns: Turns = turns, table: Table = table) -> None:
@@ -170,9 +184,15 @@ def _rooflines(found: Times, directory: Path, sizes: Sizes, say: Status) -> None
                 say(f"{name} {dim}: {times['roofline'].median / times['ours'].median:.2f} of the roofline")
 
 
+def _fraction(name: str, dim: int) -> str:
+    return f"roofline_fraction_{name}_{dim}"
+
+
 def fractions(found: Sequence[Times], sizes: Sizes) -> list[Figure]:
-    """Our lookups on one thread as a share of the roofline."""
+    """Our lookups on one thread as a share of the roofline; none where a process could not build it."""
     figures = []
+    if not all(t.rooflines for t in found):
+        return []
     for name, dim in found[0].rooflines:
         ours, plain = (
             Timing.joined([t.rooflines[name, dim][of] for t in found]) for of in ("ours", "roofline")
@@ -180,10 +200,10 @@ def fractions(found: Sequence[Times], sizes: Sizes) -> list[Figure]:
         note = f"{sizes.table_bytes // (4 * dim):,} rows of {dim}: {per_row(ours, sizes):.1f} ns a row, "
         note += f"roofline {per_row(plain, sizes):.1f}"
         share = mean_ratio([(plain, ours)])
-        figures.append(share.figure(f"roofline_fraction_{name}_{dim}", "ratio", ours.runs, note))
+        figures.append(share.figure(_fraction(name, dim), "ratio", ours.runs, note))
     lowest = min(figures, key=lambda f: f.value)
     note = f"the least of all below: {lowest.name}"
-    return [msgspec.structs.replace(lowest, name="roofline_fraction_min", note=note), *figures]
+    return [msgspec.structs.replace(lowest, name=_MINIMUM, note=note), *figures]
 
 
 def per_row(timing: Timing, sizes: Sizes) -> float:
@@ -210,7 +230,7 @@ def _peers(found: Times, directory: Path, sizes: Sizes, say: Status) -> None:
                 calls.update(make(weights, turns))
             except ImportError as error:
                 why = f"{error}; pip install it"
-                found.missing.append(NotMeasured(name=f"speedup_vs_{name}_lookup", why=why))
+                found.missing += [NotMeasured(name=f"speedup_vs_{one}", why=why) for one in _PEERS[name]]
         _agree(calls, turns)
         found.peers = interleaved(calls, rounds=sizes.rounds, advance=turns.advance)
     say(", ".join(f"{name} {timing.median:.2f} ms" for name, timing in found.peers.items()))
@@ -361,9 +381,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small tables: does it still run?")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="figures (%(default)s)")
+    add_out(parser, RESULTS)
     arguments = parser.parse_args(argv)
-    console, sizes = Console(stderr=True), QUICK if arguments.quick else FULL
+    arguments.out = destination(arguments.out, RESULTS, part=arguments.quick)
+    console, sizes = results_console(), QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as work:
         found = [fresh(measure, Path(work), sizes, status=console.print) for _ in range(PROCESSES)]
         figures = fractions(found, sizes) + speedups(found, sizes) + growth(found, sizes)

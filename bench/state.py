@@ -21,6 +21,7 @@ from rich.console import Console
 from bench.dense import WORK
 from bench.dense_build import build
 from bench.dense_models import MODELS, DenseModel
+from bench.destination import add_out, destination
 from bench.results import Figure, suite_command, write_results
 from bench.timing import Timing, interleaved
 from serving.client import PredictClient
@@ -190,8 +191,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--models", nargs="+", default=list(MEASURED), choices=list(models))
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--work", type=Path, default=WORK, help="bundles, kept for the next run")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    add_out(parser, RESULTS)
     options = parser.parse_args(arguments)
+    part = options.quick or options.models != list(MEASURED)
+    options.out = destination(options.out, RESULTS, part=part)
     sizes, console, figures = QUICK if options.quick else FULL, Console(), []
     for name in options.models:
         bundle = build(models[name], options.work, console.print).bundle

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.destination import add_out, destination
 from bench.results import Figure, suite_command, write_results
 from bench.tiers_bundle import write_bundle, write_random_table
 from bench.tiers_kills import push_with_kills
@@ -64,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--kills", type=int, default=20, help="SIGKILLs of pushes, over both stores (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    add_out(parser, RESULTS)
     options = parser.parse_args(argv)
+    part = any(getattr(options, n) != parser.get_default(n) for n in ("rows", "rounds", "kills"))
+    options.out = destination(options.out, RESULTS, part=part)
     with tempfile.TemporaryDirectory() as work, running_cluster(Path(".cache/redis"), Path(work)) as cluster:
         command = suite_command("tiers", argv or ())
         figures = _measure(Path(work), cluster, options)

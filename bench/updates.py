@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from bench.destination import add_out, destination
 from bench.draws import draw
 from bench.results import Figure, suite_command, write_results
-from bench.timing import interleaved
+from bench.timing import interleaved, mean_ratio
 from bench.updates_kills import apply_with_kills
 from serving.tables import Table, TableWriter, apply_deltas, open_table, overlaid, read_delta, write_delta
 
@@ -90,17 +91,11 @@ def lookup_costs(directory: Path, sizes: Sizes, console: Console) -> list[Figure
             times = interleaved(calls, rounds=sizes.rounds, advance=advance)
             drawn = "zipf" if zipf else "uniform"
             for name in list(tables)[1:]:
-                ratio = times[name].median / times["none"].median
+                ratio = mean_ratio([(times[name], times["none"])])
                 note = f"{times['none'].median * 1e6 / sizes.ids:.0f} ns a row without"
-                figure = Figure(
-                    name=f"lookup_cost_{kind}_{drawn}_{name}",
-                    value=ratio,
-                    unit="x",
-                    runs=times[name].runs,
-                    note=note,
-                )
-                figures.append(figure)
-                console.print(f"{figure.name}: {ratio:.2f} ({note})")
+                runs = times[name].runs
+                figures.append(ratio.figure(f"lookup_cost_{kind}_{drawn}_{name}", "x", runs, note))
+                console.print(f"{figures[-1].name}: {ratio.value:.2f} ({note})")
     return figures
 
 
@@ -142,8 +137,10 @@ def _rate(name: str, value: float, note: str = "") -> Figure:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench updates", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small tables, few rounds and kills")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=RESULTS)
+    add_out(parser, RESULTS)
     options = parser.parse_args(arguments)
+    options.out = destination(options.out, RESULTS, part=options.quick)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     sizes, console = QUICK if options.quick else FULL, Console()
     with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
         figures = lookup_costs(Path(name), sizes, console)

@@ -7,7 +7,7 @@ client waits for its answer. Times are seconds from the start, ascending.
 | arrivals | intensity around the mean rate |
 |---|---|
 | `poisson` | constant: independent users |
-| `bursty` | 4 times the rate in a fifth of the time, a quarter of it otherwise; both last as chance has it |
+| `bursty` | 4 times the rate in a fifth of the time, a quarter of it otherwise; a burst in each half second |
 | `day` | a day's curve in the length of the load: quiet before dawn, twice the mean in the evening |
 
 Recorded traffic (`read_traffic`) is replayed with the gaps that it had.
@@ -31,8 +31,8 @@ Arrivals = Callable[[float, float, int], list[float]]
 
 _BURST, _SHARE = 4.0, 0.2
 """Intensity of a burst over the mean rate, and the share of the time that bursts take."""
-_BURST_SECONDS = 0.5
-"""Mean length of a burst."""
+_PERIOD_SECONDS = 0.5
+"""About as long is each period with one burst: the shortest loads have some."""
 _HOURS = (
     0.8, 0.55, 0.4, 0.3, 0.25, 0.3, 0.45, 0.65, 0.8, 0.9, 0.95, 1.0,
     1.1, 1.1, 1.05, 1.05, 1.1, 1.2, 1.4, 1.65, 1.9, 2.0, 1.7, 1.2,
@@ -51,16 +51,16 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def bursty(rate: float, seconds: float, seed: int) -> list[float]:
-    """Times of a Poisson process whose intensity is one of two; how long each lasts is exponential."""
+    """Times of a Poisson process whose intensity is one of two. Each period has one burst, at a time of its
+    own: the mean rate is that of every period, whatever the chance."""
     rng = np.random.default_rng(seed)
+    periods = max(1, round(seconds / _PERIOD_SECONDS))
+    length = seconds / periods
     calm = rate * (1 - _BURST * _SHARE) / (1 - _SHARE)
-    lengths = {True: _BURST_SECONDS, False: _BURST_SECONDS * (1 - _SHARE) / _SHARE}
-    edges, intensities, burst = [0.0], [], bool(rng.random() < _SHARE)
-    while edges[-1] < seconds:
-        edges.append(min(seconds, edges[-1] + rng.exponential(lengths[burst])))
-        intensities.append(_BURST * rate if burst else calm)
-        burst = not burst
-    return _drawn(rng, np.array(edges), np.array(intensities))
+    begins = length * (np.arange(periods) + rng.uniform(0.0, 1 - _SHARE, periods))
+    edges = np.stack([begins, begins + _SHARE * length], axis=1).ravel()
+    intensities = [calm, *(_BURST * rate, calm) * periods]
+    return _drawn(rng, np.concatenate([[0.0], edges, [seconds]]), np.array(intensities))
 
 
 def day_curve(rate: float, seconds: float, seed: int) -> list[float]:

@@ -24,12 +24,12 @@ import numpy as np
 from bench.dense import TOLERANCE, largest_error
 from bench.gpu.run import device_name
 from bench.results import Figure, NotMeasured, ResultsError, write_results
-from bench.serve import FULL, OURS, PLAIN, QUICK, TENSORFLOW, Effort, Measured, Overload
+from bench.serve_found import FULL, OURS, PLAIN, QUICK, TENSORFLOW, Effort, Measured, Overload
 from bench.serve_load import Load, LoadClient, Requests, Sample
 from bench.serve_processes import jaxrank_server
 from bench.serve_report import of_model, of_overload
 from bench.serve_requests import scores
-from bench.serve_search import Search
+from bench.serve_search import HEADROOM, Search
 from bench.workloads import poisson
 from serving.cores import usable_cores
 
@@ -151,11 +151,12 @@ def measure(
         engine = f"{model.engine} on {packed.target}, {device_name(model.driver)}"
         measured = Measured(model.name, engine, _error(run), model.request_bytes)
         run.closed()  # warm
-        measured.closed[OURS] = saturation = run.closed().goodput(math.inf)
+        saturation = run.closed().goodput(math.inf)
+        measured.closed[OURS] = [saturation]
         if not saturation:
             raise ResultsError("the server answered no request of a closed loop")
-        search = Search(1.2 * saturation, slo_ms)
-        measured.searches[OURS] = [search]
+        search = Search(HEADROOM * saturation, slo_ms)
+        measured.searches[OURS] = {0: search}
         for step in range(effort.steps):
             if not run.time_for(effort.seconds):
                 why = f"{late} after {step} of {effort.steps} rates"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.dense import TOLERANCE
-from bench.dense_report import VS_BEST
+from bench.dense_report import OF_SUITE, VS_BEST
 from bench.report import charts
 from bench.report.blocks import Block, Chart, Table, counted, number, times
 from bench.results import Figure, Results
@@ -81,9 +81,24 @@ def engines(found: Sequence[Model]) -> list[str]:
     return [*(e for e in _ENGINES if e in seen), *sorted(seen.difference(_ENGINES))]
 
 
+def failures(results: Results) -> list[str]:
+    """Sentences: where ours was refused or failed, or a whole model did."""
+    told = []
+    for missing in results.not_measured:
+        model, _, rest = missing.name.partition("/")
+        engine, _, rows = rest.partition("/")
+        if engine == OURS:
+            of = counted([int(rows)]) if rows.isdecimal() else "all sizes"
+            told.append(f"Dense half of {model}, {of}: jaxrank has no figure: {missing.why}")
+        elif not rest and missing.name not in OF_SUITE:
+            told.append(f"Dense half of {model}: its measurement failed: {missing.why}")
+    return told
+
+
 def contests(results: Results) -> tuple[list[str], list[str], list[str]]:
-    """Sentences: where ours is faster than every other engine, where it is level, where it is slower."""
-    wins, level, losses = [], [], []
+    """Sentences: where ours is faster than every other engine, where it is level, where it is slower or has
+    failed, which comes first."""
+    wins, level, losses = [], [], failures(results)
     for m in models(results):
         ahead: dict[int, float] = {}
         even, behind = [], []

@@ -13,7 +13,15 @@ Series = Mapping[str, Sequence[float | None]]
 _COPIES = ("copies_per_byte", "*allocations_per_request", "*page_faults_per_1000_requests")
 _MEMORY = ("peak_rss_*", "*/peak_rss_mib", "soak_memory_growth", "*_kept_bytes", "redis_bytes_per_row")
 _ACCURACY = ("*error*", "auc_difference", "zoo_converted", "onnx_node_passed", "soak_wrong_scores")
-_FAULTS = ("soak_*", "fuzzed_rpcs", "crashes", "load_p99_ratio", "*kills_survived", "dead_node_*")
+_FAULTS = (
+    "soak_*",
+    "fuzzed_rpcs",
+    "damaged_bundles*",
+    "crashes",
+    "load_p99_ratio",
+    "*kills_survived",
+    "dead_node_*",
+)
 _RIVALS = {
     "speedup_vs_numpy_take": "lookups by NumPy's take and reduceat",
     "speedup_vs_tf_lookup": "TensorFlow's embedding_lookup_sparse",

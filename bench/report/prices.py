@@ -85,9 +85,18 @@ def cost_blocks(serve: Results, prices: Prices) -> list[Block]:
 def _measured(machine: Machine, serve: Results, prices: Prices) -> tuple[Results | None, float, str]:
     """Results, the factor of their throughput, and where it comes from."""
     if machine.results is not None:
-        found = read_all(Path(prices.directory) / machine.results).get("serve")
-        why = f"{machine.results} has no results of `serve`"
-        return (found, 1.0, "measured there") if found is not None else (None, 0.0, why)
+        try:
+            found = read_all(Path(prices.directory) / machine.results).get("serve")
+        except ResultsError as error:
+            return None, 0.0, str(error)
+        if found is None:
+            return None, 0.0, f"{machine.results} has no results of `serve`"
+        here, there = serve.figure("slo_ms"), found.figure("slo_ms")
+        if here is not None and (there is None or there.value != here.value):
+            kept = "a latency that they do not say" if there is None else promise(found)
+            why = f"{machine.results} promises {kept}, these results {promise(serve)}: measure it there with "
+            return None, 0.0, f"{why}`--slo-ms {here.value:g}`"
+        return found, 1.0, "measured there"
     if machine.cores is None:
         return None, 0.0, "run `jaxrank bench serve` there, and name its directory as `results`"
     cores = serve.machine.get("used_cores") or serve.machine.get("cores")

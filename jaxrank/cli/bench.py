@@ -10,6 +10,8 @@ import typer
 from jaxrank.cli.console import results_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bench.results import Results
 
 RESULTS = Path("bench/results")
@@ -91,7 +93,7 @@ def bench_all(
     """Run suites one after another, each in a process of its own.
 
     A suite that fails does not stop the others: it leaves what it had measured, the reason beside it, and its
-    errors in DIR/<suite>.log. Exit code 1 if any failed.
+    errors in DIR/<suite>.log; if it measured nothing, an earlier file stays. Exit code 1 if any failed.
     """
     from bench.every import MAIN, known, run_all, table
 
@@ -132,52 +134,99 @@ def bench_compare(
         bool,
         typer.Option(
             "--agree",
-            help="Two runs of one commit: whether their intervals overlap. Exit code 1 where under 95% do.",
+            help="Two runs of one commit: whether their intervals overlap. Exit code 1 where under 95% do, "
+            "or where one run has figures that the other lacks.",
         ),
     ] = False,
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure the suites in which something is worse once more, into this directory: a "
+            "regression is what is worse both times."
+        ),
+    ] = None,
 ) -> None:
-    """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow, or 2 where the
-    machine itself computed faster or slower then.
+    """Compare two runs figure by figure. Exit code 1 where one is worse by more than --allow, or 2 where all
+    that is worse is of suites in whose runs the machine itself did not compute equally fast.
 
-    Where both runs have an interval for a figure and it is worse by less than these together, it is unclear,
-    not a regression. A figure that the new run tried and did not get is one.
+    Where the runs have an interval for a figure and it is worse by less than these together, it is unclear,
+    not a regression. A figure that the new run tried and did not get is one, and so are wrong scores.
     """
-    from bench.compare import compare, differences, other_speeds, table
+    from bench.compare import compare, confirmed, differences, other_speeds, refusals, table
     from bench.results import read_all
 
     before, after = read_all(old), read_all(new)
     if agree:
         return _agree(before, after, ratios)
-    changes = compare(before, after, allowed=allow, ratios_only=ratios)
     console = results_console()
+    changes = compare(before, after, allowed=allow, ratios_only=ratios)
+    speeds = other_speeds(before, after)
+    suites = list(dict.fromkeys(c.suite for c in changes if c.verdict == "worse" and not c.certain))
+    if again is not None and suites:
+        second = _measured_again(suites, after, again, console)
+        changes = confirmed(changes, compare(before, second, allowed=allow, ratios_only=ratios))
+        slow = other_speeds(before, second)
+        speeds = {suite: line for suite, line in speeds.items() if suite not in second or suite in slow}
     console.print(table(changes))
     for line in differences(before, after):
         console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
-    worse = [c for c in changes if c.regression]
+    worse, refused = [c for c in changes if c.regression], refusals(before, after)
     for c in worse:
-        told = f"{c.old.value:.4g} to {c.new.value:.4g} {c.old.unit}" if c.new is not None else c.why
-        line = f"worse: {c.suite} {c.old.name}: {told}"
+        told = [f"{c.old.value:.4g} to {c.new.value:.4g} {c.old.unit}"] if c.new is not None else []
+        line = f"{c.verdict}: {c.suite} {c.old.name}: {'; '.join([*told, *filter(None, [c.why])])}"
         console.print(line, style="bold red", highlight=False, markup=False)
+    for suite, one in refused:
+        console.print(f"{suite} {one.name}: {one.why}", style="bold red", highlight=False, markup=False)
     judged = sum(c.judged for c in changes)
-    console.print(f"{judged} figures judged, {len(worse)} worse by over {allow:.0%}", highlight=False)
-    if worse and (speeds := other_speeds(before, after)):
-        for line in speeds:
-            console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
-        console.print("not decided: measure both again on a machine that is equally fast", highlight=False)
-        raise typer.Exit(2)
-    if worse:
+    gone = sum(c.verdict == "gone" for c in worse)
+    console.print(
+        f"{judged} figures judged, {len(worse) - gone} worse by over {allow:.0%}, {gone} gone, "
+        f"{len(refused)} refused",
+        highlight=False,
+    )
+    if refused or any(c.certain or c.suite not in speeds for c in worse):
         raise typer.Exit(1)
+    if worse:
+        for suite in dict.fromkeys(c.suite for c in worse):
+            line = f"not decided: {suite}: {speeds[suite]}; measure both again on an equally fast machine"
+            console.print(line, style="yellow", highlight=False, markup=False)
+        raise typer.Exit(2)
+
+
+def _measured_again(
+    suites: list[str], new: "Mapping[str, Results]", out: Path, console: "Console"
+) -> "Mapping[str, Results]":
+    """Runs suites of the new run once more. Raises `ResultsError` where another command or commit gave it."""
+    from bench.every import run_all
+    from bench.results import ResultsError, commit, read_all, suite_command
+
+    here = commit()
+    for suite in suites:
+        command = suite_command(suite, [])
+        if new[suite].commit != here or new[suite].command != command:
+            raise ResultsError(
+                f"{suite} cannot be measured again: the new run is `{new[suite].command}` at "
+                f"{new[suite].commit}, here it is `{command}` at {here}; compare without --again"
+            )
+    console.print(f"measuring again what may be worse by chance: {', '.join(suites)}", highlight=False)
+    run_all(suites, out, console)
+    found = read_all(out)
+    return {suite: found[suite] for suite in suites}
 
 
 def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]", ratios: bool) -> None:
-    from bench.compare import agreement, other_speeds, with_interval
+    from bench.agreement import agreement
+    from bench.compare import other_speeds, with_interval
 
     found, console = agreement(first, second, ratios_only=ratios), results_console()
     for suite, one, other in found.apart:
         line = f"apart: {suite} {one.name}: {with_interval(one)} and {with_interval(other)} {one.unit}"
         console.print(line, style="bold red", highlight=False, markup=False)
-    for line in other_speeds(first, second):
-        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)
+    for suite, one in found.lone:
+        line = f"only one run has it: {suite} {one.name}: {with_interval(one)} {one.unit}"
+        console.print(line, style="bold red", highlight=False, markup=False)
+    for suite, line in other_speeds(first, second).items():
+        console.print(f"note: {suite}: {line}", style="yellow", highlight=False, markup=False)
     agreeing = found.figures - len(found.apart)
     console.print(f"{agreeing} of {found.figures} figures agree within their intervals", highlight=False)
     if not found.holds:

@@ -1,12 +1,15 @@
 """`jaxrank bench` hands over to suites, and runs several of them."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from rich.console import Console
 
-from bench import sparse
-from bench.every import known
-from bench.results import ResultsError, read_results
+from bench import convert, host_program, loading, sparse, state, updates
+from bench.destination import destination
+from bench.every import known, run_all, table
+from bench.results import Figure, NotMeasured, ResultsError, read_results, write_results
 from tests.command_line import jaxrank
 
 
@@ -50,6 +53,62 @@ def test_a_conversion_of_ones_own_model(ranker_saved_model: Path, tmp_path: Path
     assert 0 <= figures["saved_model/max_abs_error"] <= 1e-5
     assert figures["saved_model/convert_s"] > 0 and figures["saved_model/peak_rss_mib"] > 100
     assert results.command == "python -m bench convert saved_model"
+
+
+@pytest.mark.parametrize("suite", [convert, host_program, loading, sparse, state, updates])
+def test_a_part_does_not_replace_a_whole(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quick run writes here."""
+    found = []
+
+    def record(*how: object, part: object) -> None:
+        found.append(destination(*how, part=part))  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "destination", record)
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([], ["--quick"], ["--quick", "--out", "b.json"]):
+        with pytest.raises(KeyboardInterrupt):
+            suite.main(arguments)
+    assert found == [suite.RESULTS, Path(suite.RESULTS.name), Path("b.json")]
+
+
+def _suite(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `jaxrank bench all` starts runs this instead, with the file to write in `$out`."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nfor out; do :; done\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("bench.every.sys.executable", str(program))
+
+
+def test_a_suite_that_measures_nothing_leaves_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "out" / "soak.json"
+    earlier = Figure(name="soak_minutes", value=10, unit="minutes")
+    write_results(file, "soak", "c", [earlier])
+    before = file.read_bytes()
+    _suite("echo no bundle >&2; exit 1", tmp_path, monkeypatch)
+    with Console(record=True, width=200) as console:
+        (ended,) = run_all(["soak"], file.parent, console)
+        console.print(table([ended]))
+    assert ended.why == "no bundle" and ended.kept and file.read_bytes() == before
+    assert f"{file} is still that of an earlier run" in console.export_text()
+    file.unlink()
+    (ended,) = run_all(["soak"], file.parent, console)
+    assert not ended.kept and read_results(file).not_measured == [NotMeasured(name="soak", why="no bundle")]
+
+
+def test_a_suite_of_which_every_part_fails_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it ended well."""
+    written = tmp_path / "written.json"
+    write_results(written, "soak", "c", [], [NotMeasured(name="din", why="no memory")])
+    _suite(f'cp {written} "$out"', tmp_path, monkeypatch)
+    (ended,) = run_all(["soak"], tmp_path, Console())
+    assert ended.why == "nothing was measured; din: no memory"
 
 
 def test_there_is_no_such_suite() -> None:

@@ -114,6 +114,25 @@ def test_who_wins_and_where_we_lose() -> None:
     ]
 
 
+def test_where_jaxrank_has_no_figure_it_loses() -> None:
+    """Refused or failing, for a size, an engine or a model; that is told first."""
+    missing = [
+        NotMeasured(name="dlrm/jaxrank/1000", why="refused: its scores differ"),
+        NotMeasured(name="ple/jaxrank", why="no module for this CPU"),
+        NotMeasured(name="bst", why="no memory"),
+        NotMeasured(name="dlrm/openvino/1000", why="no kernel"),
+        NotMeasured(name="dynamic_over_static", why="nothing"),
+    ]
+    made = document.document({"dense": _results("dense", DENSE, missing)}, PRICES)
+    losses = [b.items for b in _section(made, "Who wins where").blocks if isinstance(b, Listing)][-1]
+    assert list(losses)[:3] == [
+        "Dense half of dlrm, 1,000 candidates: jaxrank has no figure: refused: its scores differ",
+        "Dense half of ple, all sizes: jaxrank has no figure: no module for this CPU",
+        "Dense half of bst: its measurement failed: no memory",
+    ]
+    assert not any("openvino" in text or "dynamic_over" in text for text in losses)
+
+
 def test_what_a_million_requests_cost() -> None:
     """0.36 an hour is 0.0001 a second: 200 requests/s make a million in 5,000 s."""
     blocks = _section(_document(serve=SERVE), "Cost of a million requests").blocks
@@ -129,22 +148,28 @@ def test_what_a_million_requests_cost() -> None:
 
 
 def test_machines_that_were_measured_there_or_not_at_all(tmp_path: Path) -> None:
-    write_results(
-        tmp_path / "gpu/serve.json", "serve", "c", [_figure("din/throughput/jaxrank", 1000.0, "1/s")]
-    )
+    for name, slo in (("gpu", 100.0), ("slow", 300.0)):
+        figures = [_figure("slo_ms", slo, "ms"), _figure("din/throughput/jaxrank", 1000.0, "1/s")]
+        write_results(tmp_path / name / "serve.json", "serve", "c", figures)
     file = tmp_path / "prices.toml"
     machine = '[[machine]]\nname = "{}"\nprice_per_hour = 3.6\n'
+    with_results = machine + 'results = "{}"\n'
     file.write_text(
-        'currency = "EUR"\n' + machine.format("a GPU") + 'results = "gpu"\n' + machine.format("B")
-    )
+        'currency = "EUR"\n' + with_results.format("a GPU", "gpu") + machine.format("B")
+        + with_results.format("C", "slow") + with_results.format("D", "absent")
+    )  # fmt: skip
     blocks = prices.cost_blocks(_results("serve", SERVE), prices.read_prices(file))
     (table,) = (b for b in blocks if isinstance(b, Table))
     assert [list(row) for row in table.rows] == [
         ["a GPU", "3.6", "din", "1", "-", "1,000", "-", "measured there"]
     ]
-    assert blocks[-1] == (
-        "Not measured: B (run `jaxrank bench serve` there, and name its directory as `results`)."
+    assert isinstance(blocks[-1], str)
+    assert blocks[-1].startswith(
+        "Not measured: B (run `jaxrank bench serve` there, and name its directory as `results`); "
+        "C (slow promises p99 within 300 ms, these results p99 within 100 ms: measure it there with "
+        "`--slo-ms 100`); D ("
     )
+    assert f"{tmp_path / 'absent'}" in blocks[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The suite `dense` on a small model, with the real engines."""
 
+import ast
 import json
 from functools import partial
 from importlib.util import find_spec
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import dense, dense_models, peers
+from bench import dense, dense_build, dense_models, peers
 from bench.dense import Measured, checked, largest_error, prepare_engines
 from bench.dense_build import build
+from bench.dense_report import figures
 from bench.optional_peers import torch_engine
 from bench.peers import Call, Prepare, Task, padded
 from bench.results import NotMeasured
@@ -198,6 +200,64 @@ def test_processes_that_differ() -> None:
     assert both.times[200]["jaxrank"].milliseconds.shape == (3, 2, 3)
     assert [m.name for m in both.missing] == ["tvm", "din/jax/200", "din"] and both.error == 2e-7
     assert dense.joined(rounds[3:]).missing == rounds[3].missing
+
+
+def test_a_size_that_one_process_did_not_reach() -> None:
+    """It has the times of those that did; so have modules for one shape."""
+
+    def timing(value: float) -> Timing:
+        return Timing(np.full((2, 3), value))
+
+    def process(*sizes: int) -> Measured:
+        times = {n: {"jaxrank": timing(1.0), "tensorflow": timing(2.0)} for n in sizes}
+        found = Measured("din", "", True, times=times)
+        if 5000 in sizes:
+            found.dynamic[200], found.static[200] = timing(1.0), timing(1.0)
+        return found
+
+    both = dense.joined([process(200), process(200, 1000, 5000), process(200, 1000, 5000)])
+    assert {n: t["jaxrank"].milliseconds.shape[0] for n, t in both.times.items()} == {
+        200: 3, 1000: 2, 5000: 2,
+    }  # fmt: skip
+    assert both.dynamic[200].milliseconds.shape[0] == both.static[200].milliseconds.shape[0] == 2
+
+
+def test_a_mean_says_what_it_is_without() -> None:
+    """Models and sizes at which ours, or what it is held against, was not timed."""
+
+    def model(name: str, **engines: str) -> Measured:
+        times = {
+            int(rows[1:]): {e: Timing(np.full((1, 2, 3), 4.0)) for e in held.split()}
+            for rows, held in engines.items()
+        }
+        return Measured(name, "", True, times=times)
+
+    whole = model("din", n200="jaxrank tensorflow jax", n1000="jaxrank tensorflow jax")
+    part = model("bst", n200="jaxrank jax")
+    notes = {f.name: f.note for f in figures([whole, part])[0]}
+    assert "sizes from 200; without bst at 200, bst at 1,000" in notes["speedup_vs_tf_request_side"]
+    assert "sizes from 200; without bst at 1,000" in notes["speedup_vs_best_peer_request_side"]
+    assert "without" not in {f.name: f.note for f in figures([whole])[0]}["speedup_vs_tf_min"]
+
+
+def test_a_part_does_not_take_the_place_of_the_whole() -> None:
+    assert dense.parse([]).out == dense.RESULTS
+    for arguments in (["--quick"], ["--cores", "1"], ["--models", "din"], ["--sizes", "200"]):
+        assert dense.parse(arguments).out == Path("dense.json")
+        assert dense.parse([*arguments, "--out", "a.json"]).out == Path("a.json")
+
+
+def test_a_model_is_made_again_where_anything_that_makes_it_has_changed() -> None:
+    """Every module of the suite's and of the zoo that a source of it imports; but for what draws requests,
+    and what other models of the zoo need."""
+    left_out = {"bench/draws.py", "tests/zoo/references.py", "tests/zoo/__init__.py"}
+    for source in dense_build._MODEL_SOURCES:
+        for node in ast.walk(ast.parse((dense_build.ROOT / source).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("bench.", "tests.zoo")):
+                path = f"{(node.module or '').replace('.', '/')}.py"
+                path = path if path != "tests/zoo.py" else f"tests/zoo/{node.names[0].name}.py"
+                assert path in {*dense_build._MODEL_SOURCES, *left_out}, source
+    assert "bench/profiles.py" in dense_build._MODEL_SOURCES
 
 
 def test_errors_are_relative_beyond_one() -> None:

@@ -12,6 +12,7 @@ from bench import shadow
 from bench.shadow import Differences
 from jaxrank import bundle as files
 from jaxrank.tfrecord import framed
+from serving.client import PredictClient
 from serving.grpc_server import Server, ServerOptions
 from serving.lifecycle.options import LifecycleOptions
 from serving.tables import TableWriter, open_table
@@ -62,6 +63,17 @@ def _run(*arguments: str) -> int:
     return stopped.value.code
 
 
+def _recorded(*rows: int) -> bytes:
+    """Requests of so many candidates; of none, one without features."""
+    records = []
+    for seed, count in enumerate(rows):
+        request = pb.PredictRequest(model_spec=pb.ModelSpec(name="ranker"))
+        for name, value in models.ranker_request(count, seed).items() if count else ():
+            request.inputs[name].CopyFrom(encode_content(value))
+        records.append(framed(PredictionLog(predict_log=PredictLog(request=request)).SerializeToString()))
+    return b"".join(records)
+
+
 def test_the_same_model_is_within_the_bounds(incumbent: str, ranker_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "shadow.json"
     servers = ("--incumbent", incumbent, "--candidate", incumbent)
@@ -77,13 +89,7 @@ def test_another_model_is_beyond_them(
     incumbent: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On recorded requests, of which one is refused by both."""
-    records = []
-    for seed, rows in enumerate((40, 200, 0)):
-        request = pb.PredictRequest(model_spec=pb.ModelSpec(name="ranker"))
-        for name, value in models.ranker_request(rows, seed).items() if rows else ():
-            request.inputs[name].CopyFrom(encode_content(value))
-        records.append(framed(PredictionLog(predict_log=PredictLog(request=request)).SerializeToString()))
-    (tmp_path / "file").write_bytes(b"".join(records))
+    (tmp_path / "file").write_bytes(_recorded(40, 200, 0))
     arguments = ("--incumbent", incumbent, "--candidate", other, "--requests", str(tmp_path / "file"))
     assert _run(*arguments) == 1
     printed = capsys.readouterr().out
@@ -96,6 +102,9 @@ def test_another_model_is_beyond_them(
     [
         pytest.param(["--candidate", "127.0.0.1:1"], "no server answers at 127.0.0.1:1", id="unreachable"),
         pytest.param(["--requests", "absent"], "absent is not a file of recorded calls", id="no file"),
+        pytest.param(
+            ["--requests", "{recorded}", "--bundle", "absent"], "not compared: absent", id="no bundle"
+        ),
         pytest.param(["--model", "absent"], "answers none of 8 requests: 8 NOT_FOUND", id="no model"),
     ],
 )
@@ -104,13 +113,70 @@ def test_what_is_not_compared(
     message: str,
     incumbent: str,
     ranker_bundle: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shadow, "_CONNECT_SECONDS", 0.5)
+    (tmp_path / "recorded").write_bytes(_recorded(40))
+    given = [a.format(recorded=tmp_path / "recorded") for a in arguments]
     servers = ("--incumbent", incumbent, "--candidate", incumbent, "--bundle", str(ranker_bundle))
-    assert _run(*servers, *arguments) == 2
+    assert _run(*servers, *given) == 2
     assert message in capsys.readouterr().out
+
+
+class _Ends:
+    """Calls to a server: it ends after so many of them."""
+
+    def __init__(self, server: Server, calls: int) -> None:
+        self.left, self.server = calls, server
+        self.client = PredictClient(server.address)
+        self.channel = self
+
+    def unary_unary(self, *how: object) -> object:
+        call = self.client.channel.unary_unary(*how)  # type: ignore[arg-type]
+
+        def answer(request: pb.PredictRequest, timeout: float) -> object:
+            self.left -= 1
+            if self.left == 0:
+                self.server.stop()
+            return call(request, timeout=timeout)
+
+        return answer
+
+
+def test_a_server_that_goes_away_leaves_what_was_compared(
+    incumbent: str,
+    ranker_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shadow, "_CONNECT_SECONDS", 0.1)
+    candidate = _served(tmp_path / "models", ranker_bundle)
+    requests = shadow.read_requests(None, ranker_bundle, None, 8)
+    clients = {shadow.INCUMBENT: PredictClient(incumbent), shadow.CANDIDATE: _Ends(candidate, 3 + 5)}
+    found = shadow.shadow(clients, requests, Differences(10, 1e-5))  # type: ignore[arg-type]
+    assert found.compared == 4 and "not available" in found.stopped and "after 4 of 8" in found.stopped
+
+    def compared(*how: object) -> Differences:
+        return found
+
+    monkeypatch.setattr(shadow, "shadow", compared)
+    out = tmp_path / "shadow.json"
+    servers = ("--incumbent", incumbent, "--candidate", incumbent, "--bundle", str(ranker_bundle))
+    assert _run(*servers, "--out", str(out)) == 2
+    assert "not compared to the end: a server is not available" in capsys.readouterr().out
+    assert {f["name"]: f["value"] for f in json.loads(out.read_text())["figures"]}["compared"] == 4
+
+
+def test_an_answer_that_cannot_be_read_is_a_failure() -> None:
+    """Of the server that gave it; the others are compared."""
+    short = pb.PredictResponse()
+    short.outputs["s"].CopyFrom(encode_content(np.zeros(2, np.float32)))
+    short.outputs["s"].tensor_content = b"123"
+    found = shadow._answer(lambda request, timeout: short, pb.PredictRequest())
+    assert isinstance(found, str) and "cannot be read: feature 's' has 3 bytes" in found
 
 
 def test_what_counts_as_a_failure() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import host_program, sparse
+from bench.report.others import _RIVALS
 from bench.results import Figure, figures_of_this_commit, read_results, suite_command, write_results
 from serving.allocator import find_jemalloc
 from tests.command_line import jaxrank
@@ -29,6 +31,21 @@ def test_what_a_suite_has_measured_is_not_measured_again(
     write_results(path, "updates", command, [kills])
     assert not figures_of_this_commit(path, command)
     assert not figures_of_this_commit(tmp_path / "host.json", "python -m bench host")
+
+
+def test_without_a_compiler_the_rest_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each figure that needs one is listed, as is each of a library that is not there."""
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    found = sparse.Times()
+    sparse._rooflines(found, tmp_path, sparse.QUICK, print)
+    assert not sparse.fractions([found], sparse.QUICK)
+    names = {m.name for m in found.missing}
+    assert {"roofline_fraction_min", "roofline_fraction_zipf_128"} <= names and len(names) == 9
+    figures, missing = host_program._costs(tmp_path, host_program.QUICK, beside=False)
+    assert not figures and {m.name for m in missing} == {name for name, _ in host_program._SERVED}
+    assert all("absent" in m.why or "libjemalloc" in m.why for m in [*found.missing, *missing])
+    known = {f"speedup_vs_{name}" for names in sparse._PEERS.values() for name in names}
+    assert known <= set(_RIVALS)
 
 
 def test_quick_run(tmp_path: Path) -> None:

@@ -16,12 +16,11 @@ from serving.wire.prediction_log_pb2 import ClassifyLog, PredictionLog, PredictL
 
 @pytest.mark.parametrize("name", ARRIVALS)
 def test_schedules_are_functions_of_a_seed(name: str) -> None:
-    """Of 40,000 expected arrivals the number is within 4 standard deviations; a burst's own chance is more
-    than a Poisson process has."""
+    """Of 40,000 expected arrivals the number is within 4 standard deviations."""
     times = ARRIVALS[name](100.0, 400.0, 1)
     assert times == ARRIVALS[name](100.0, 400.0, 1) != ARRIVALS[name](100.0, 400.0, 2)
     assert times == sorted(times) and times[0] >= 0 and times[-1] < 400
-    assert len(times) == pytest.approx(40_000, rel=0.25 if name == "bursty" else 0.02)
+    assert len(times) == pytest.approx(40_000, rel=0.02)
 
 
 def _dispersion(times: list[float]) -> float:
@@ -33,6 +32,18 @@ def _dispersion(times: list[float]) -> float:
 def test_bursts_are_bursts() -> None:
     assert _dispersion(poisson(100.0, 400.0, 3)) == pytest.approx(1.0, abs=0.1)
     assert _dispersion(bursty(100.0, 400.0, 3)) > 5
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 2.5])
+def test_every_load_has_bursts(seconds: float) -> None:
+    """Loads as short as the suite's: one burst in each half second, with four times the rate in a fifth."""
+    for seed in range(50):
+        times = np.array(bursty(4000.0, seconds, seed))
+        counts = np.histogram(times, bins=round(seconds / 0.01), range=(0.0, seconds))[0]
+        high = counts > 100  # of 160 in a burst and 10 otherwise
+        assert np.mean(high) == pytest.approx(0.2, abs=0.04 + 0.02 / seconds)
+        assert 1 <= np.count_nonzero(np.diff(high.astype(int), prepend=0) > 0) <= seconds / 0.5
+        assert len(times) == pytest.approx(4000 * seconds, rel=0.1)
 
 
 def test_a_day_has_a_night() -> None:
