@@ -36,8 +36,8 @@ bench: $(STAMP) ## Measure again what bench/results/ holds; soak and faults have
 
 bench-check: $(STAMP) ## Measure ratios again, and fail where one is over 10% worse than in bench/results/
 	rm -rf .cache/bench/check
-	-$(BIN)/jaxrank bench all --suites dense,host,updates,sparse,loading,serve --out .cache/bench/check
-	$(BIN)/jaxrank bench compare --ratios --again .cache/bench/check/again bench/results .cache/bench/check
+	$(BIN)/jaxrank bench all --suites dense,host,updates,sparse,loading,serve --out .cache/bench/check; all=$$?; \
+	$(BIN)/jaxrank bench compare --ratios --again .cache/bench/check/again bench/results .cache/bench/check && exit $$all
 
 faults: $(STAMP) ## 50,000 hostile requests and 1,000 damaged bundles; make test sends a few of them
 	JAXRANK_FUZZED_RPCS=50000 JAXRANK_FAULTS_RESULTS=bench/results/faults.json JAXRANK_DAMAGED_BUNDLES=1000 $(BIN)/python -m pytest -s --timeout=0 tests/faults

@@ -23,8 +23,13 @@ RATIOS = ("ratio", "x")
 
 Verdict = Literal["worse", "better", "same", "unclear", "not judged", "gone", "not run"]
 
-_LIBRARY = re.compile(r"No module named|pip install|no libjemalloc|no C\+\+ compiler")
-"""Reasons that say that something is not installed."""
+_LIBRARY = re.compile(
+    r"No module named '(?!jaxrank|serving|bench|converters|mlir_pipeline|examples|tests)|pip install"
+    r"|no libjemalloc|no C\+\+ compiler"
+)
+"""Reasons that say that something is not installed; a module of ours is not there because it is broken."""
+_WRONG = re.compile(r"\bscores differ\b")
+"""Reasons that say that scores are not TensorFlow's."""
 _ELSEWHERE = re.compile(r"^--|\.json does not have it")
 """Reasons that say that nobody asked for it: an option, or a suite of its own."""
 
@@ -66,8 +71,13 @@ class Change:
 
     @property
     def certain(self) -> bool:
-        """Whether it is a regression that neither chance nor another speed of the machine explains."""
+        """Whether it is a regression that another speed of the machine does not explain."""
         return self.verdict == "gone" or (self.verdict == "worse" and self.correct)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether it is a regression that chance may explain: scores are not wrong by chance."""
+        return self.regression and not self.correct and not _WRONG.search(self.why)
 
 
 def compare(
@@ -91,7 +101,12 @@ def compare(
         raise ResultsError(
             f"nothing to compare: the old run has {', '.join(old)}, the new one {', '.join(new)}"
         )
-    changes = (_change(f, old[suite], new[suite], allowed) for suite in shared for f in old[suite].figures)
+    changes = (
+        _change(figure, old[suite], new[suite], allowed)
+        for suite in shared
+        for figure in old[suite].figures
+        if not any(f"({other}, " in figure.note for other in shared)  # which is a figure of that one
+    )
     return [c for c in changes if not ratios_only or c.old.unit in RATIOS or c.correct or c.verdict == "gone"]
 
 
@@ -102,23 +117,24 @@ def refusals(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[tup
         (suite, one)
         for suite, results in new.items()
         for one in results.not_measured
-        if _of_ours(one)
-        and one.why.startswith("refused")
+        if (_of_ours(one) or "/" not in one.name)
+        and _WRONG.search(one.why)
         and (suite not in old or old[suite].figure(one.name) is None)
     ]
 
 
 def confirmed(first: Iterable[Change], again: Iterable[Change]) -> list[Change]:
-    """The first comparison, where what is worse by chance is `unclear`: what another run of the same did not
-    find worse. What is certain stays."""
+    """The first comparison, where what is worse or gone by chance is `unclear`: what another run of the same
+    measured and did not find worse. Wrong scores stay."""
     verdicts = {(c.suite, c.old.name): c for c in again}
 
     def second(change: Change) -> Change:
         other = verdicts.get((change.suite, change.old.name))
-        if change.verdict != "worse" or change.certain or other is None or other.regression:
+        if not change.by_chance or other is None or other.new is None:
             return change
-        value = other.new.value if other.new is not None else math.nan
-        why = f"measured again, it is {value:.4g} {change.old.unit}, {other.verdict}"
+        if other.regression or not other.judged:
+            return change
+        why = f"measured again, it is {other.new.value:.4g} {change.old.unit}, {other.verdict}"
         return replace(change, verdict="unclear", why=why)
 
     return [second(change) for change in first]
@@ -152,6 +168,8 @@ def _change(old: Figure, before: Results, after: Results, allowed: float) -> Cha
         return change("same")
     if found.correct:
         return change("worse", f"beyond its bound, {found.floor:g}")
+    if _nothing(old, new):
+        return change("worse", "it is nothing at all")
     unsure, why = _unsure(old, new)
     return change("unclear" if unsure else "worse", why)
 
@@ -263,8 +281,8 @@ def differences(old: Mapping[str, Results], new: Mapping[str, Results]) -> list[
             lines.append(f"{suite}: the machine differs ({changed}): only ratios can be compared")
         if before.command != after.command:
             lines.append(
-                f"{suite}: commands differ ({before.command} -> {after.command}): what only the old run has "
-                "is not judged"
+                f"{suite}: commands differ ({before.command} -> {after.command}): what only the old run has, "
+                "and the new one gives no reason for, is not judged"
             )
         if before.versions != after.versions:
             lines.append(f"{suite}: packages differ ({_changed(before.versions, after.versions)})")

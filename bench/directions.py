@@ -61,6 +61,7 @@ RULES: tuple[Rule, ...] = (
     # What was done, not how well.
     Rule("slo_ms", "neither"),
     Rule("*/client_behind_ms/*", "neither"),  # the load client's, beside whatever runs
+    Rule("*/p99/*", "neither"),  # at rates that no two runs share
     Rule("zoo_models", "neither"),
     Rule("onnx_node_tests", "neither"),
     Rule("*_columns", "neither"),

@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=console) as progress, LoadClient() as client:
-            task = progress.add_task("", total=len(parts))
+            task, failed = progress.add_task("", total=len(parts)), 0
             for name, part in parts:
 
                 def status(text: str, name: str = name) -> None:
@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
                 try:
                     part(Session(found, arguments, effort, client, status, save))
                 except Exception as error:  # one part less is no reason to lose the others
+                    failed += 1
                     why = f"{type(error).__name__}: {error}"[:300]
                     found.missing.append(NotMeasured(name=name, why=why))
                 save()
@@ -136,6 +137,8 @@ def run(arguments: argparse.Namespace, zoo: Mapping[str, Model]) -> None:
     for one in missing:
         console.print(f"not measured: {one.name}: {one.why}", highlight=False)
     console.print(f"figures are in {arguments.out}; `jaxrank bench report` draws them", highlight=False)
+    if failed == len(parts):
+        raise SystemExit(1)
 
 
 def _sized(model: Model, candidates: int | None) -> Model:

@@ -1,10 +1,12 @@
 """What the suite `serve` has found out so far, and how long it takes for it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
+
+import numpy as np
 
 from bench.results import NotMeasured
 from bench.serve_load import LoadClient, Sample
@@ -45,7 +47,7 @@ class Effort:
     """Whether TensorFlow's settings are tried; the first of them is taken otherwise."""
 
 
-FULL = Effort(3, 5, 4.0, 1.5, 4.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
+FULL = Effort(3, 5, 3.0, 1.5, 3.0, (0.9, 1.1, 2.0, 3.0), tuned=True)
 OWN = Effort(3, 4, 2.0, 1.0, 3.0, (0.9, 2.0), tuned=True)
 """Within 5 minutes on two cores."""
 QUICK = Effort(3, 2, 0.5, 0.25, 0.25, (0.7, 2.0), tuned=False)
@@ -73,8 +75,8 @@ class Measured:
     """Recorded traffic with its own timing, by server."""
     candidates: int = 0
     """Of a request; 0 where that is not known."""
-    rounds: int = 0
-    """That were begun, or will be."""
+    expected: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """TensorFlow's scores of the first request, once they are known."""
 
 
 @dataclass

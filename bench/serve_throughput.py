@@ -27,11 +27,13 @@ from bench.serve_requests import KEPT_SECONDS, USERS, replayed, requests
 from bench.serve_scores import compare, not_served
 from bench.serve_search import HEADROOM, Search
 from bench.user_models import UserModel
-from bench.workloads import ARRIVALS
+from bench.workloads import ARRIVALS, WorkloadError
 from jaxrank.errors import JaxrankError
 from jaxrank.targets import choose_target
 from serving.cores import usable_cores
 
+_TUNING_STEPS = 3
+"""Of the search for each setting of TensorFlow."""
 _CLOSED = 2
 """Closed loops before a search, of which the best counts."""
 
@@ -61,9 +63,7 @@ def throughput(session: Session, model: Model) -> None:
     built = build(model, session.work, session.status)
     messages, first = requests(model, session.work)
     engine = choose_target(built.bundle, built.manifest, "cpu").engine
-    measured = Measured(
-        model.name, engine, request_bytes=len(first), candidates=model.candidates, rounds=effort.rounds
-    )
+    measured = Measured(model.name, engine, request_bytes=len(first), candidates=model.candidates)
     try:
         measured.setting = _tuned(measured, built, session, messages)
     except (JaxrankError, RuntimeError) as error:
@@ -128,19 +128,38 @@ def _closed(client: LoadClient, effort: Effort, messages: Path, address: str) ->
 
 
 def _tuned(measured: Measured, built: Built, session: Session, messages: Path) -> Setting:
-    """TensorFlow's fastest setting. Raises `UserModelError` without its model, `RuntimeError` where it does
-    not serve it."""
-    tried, saved = settings(usable_cores()), built.saved
-    best, most = tried[0], 0.0
-    for setting in tried if session.effort.tuned else ():
+    """TensorFlow's setting with the largest rate that keeps the promise, by a short search, or else with the
+    most answers. Raises `UserModelError` without its model, `RuntimeError` where it does not serve it."""
+    effort, tried, saved = session.effort, settings(usable_cores()), built.saved
+    if not effort.tuned:
+        return tried[0]
+    rates: dict[Setting, tuple[float, float]] = {}
+    for setting in tried:
         session.status(f"TensorFlow with {setting}")
-        with tensorflow_server(saved, setting, built.manifest.signature.name) as server:
-            for _ in range(2):  # the first warms it
-                rate = _closed(session.client, session.effort, messages, server.address)
-            measured.closed[f"{TENSORFLOW}, {setting}"] = [rate]
-        if rate > most:
-            most, best = rate, setting
-    return best
+        name = f"{TENSORFLOW}, {setting}"
+        try:
+            with tensorflow_server(saved, setting, built.manifest.signature.name) as server:
+                for _ in range(2):  # the first warms it
+                    closed = _closed(session.client, effort, messages, server.address)
+                search = Search(closed, session.found.slo_ms)
+                for step in range(_TUNING_STEPS):
+                    _step(session, search, server.address, messages, effort.seconds / 2, step)
+            rates[setting] = search.throughput, closed
+            measured.closed[name] = [closed]
+        except RuntimeError as error:
+            missing = NotMeasured(name=f"{measured.name}/closed_loop/{name}", why=str(error)[:300])
+            session.found.missing.append(missing)
+    if not rates:
+        raise RuntimeError("it answered with none of its settings")
+    return max(rates, key=rates.__getitem__)
+
+
+def _step(session: Session, search: Search, address: str, messages: Path, seconds: float, seed: int) -> None:
+    """Sends a load at the search's next rate."""
+    rate, slo_ms = search.next_rate(), session.found.slo_ms
+    times = ARRIVALS[session.arguments.arrivals](rate, seconds, seed)
+    load = Load(address=address, requests=str(messages), seconds=seconds, times=times, deadline=slo_ms / 1e3)
+    search.record(session.client.send(load))
 
 
 def _search(
@@ -164,16 +183,12 @@ def _search(
     def step(server: _Server, number: int) -> None:
         search = server.search
         assert search is not None
-        rate, seed = search.next_rate(), round * effort.steps + number
+        rate = search.next_rate()
         if not isinstance(model, UserModel) and rate > USERS / KEPT_SECONDS:
-            raise RuntimeError(
+            raise WorkloadError(
                 f"{USERS} users come twice within {KEPT_SECONDS:g} s at {rate:.0f}/s: draw more"
             )
-        load = Load(
-            address=server.address, requests=str(messages), seconds=effort.seconds,
-            times=ARRIVALS[session.arguments.arrivals](rate, effort.seconds, seed), deadline=slo_ms / 1e3,
-        )  # fmt: skip
-        search.record(client.send(load))
+        _step(session, search, server.address, messages, effort.seconds, round * effort.steps + number)
         server.look()
 
     left = dict(servers)

@@ -265,15 +265,13 @@ def shadow(
         order = (INCUMBENT, CANDIDATE) if number % 2 else (CANDIDATE, INCUMBENT)
         answers, seconds = {}, {}
         for name in order:
-            start = time.perf_counter()
             try:
-                answers[name] = _answer(calls[name], request)
+                answers[name], seconds[name] = _answer(calls[name], request)
             except NotCompared as error:
                 if not found.compared and not found.failures:
                     raise
                 found.stopped = f"{error}, after {number} of {len(requests)} requests"
                 return found
-            seconds[name] = time.perf_counter() - start
         expected, got = answers[INCUMBENT], answers[CANDIDATE]
         if isinstance(expected, str):
             found.unasked[expected] += 1
@@ -290,9 +288,11 @@ def shadow(
 
 def _answer(
     call: Callable[..., pb.PredictResponse], request: pb.PredictRequest, *, again: bool = False
-) -> Arrays | str:
-    """The outputs, or the status and message, or why they cannot be read. Raises `NotCompared` where the
-    server is gone: it is asked once more, and has `_CONNECT_SECONDS` to come back."""
+) -> tuple[Arrays | str, float]:
+    """The outputs, or the status and message, or why they cannot be read; and the seconds that it took.
+    Raises `NotCompared` where the server is gone: it is asked once more, and has `_CONNECT_SECONDS` to come
+    back."""
+    start = time.perf_counter()
     try:
         response = call(request, timeout=_ANSWER_SECONDS)
     except grpc.RpcError as error:
@@ -302,11 +302,13 @@ def _answer(
         code, details = error.code(), error.details()  # type: ignore[attr-defined]
         if code == grpc.StatusCode.UNAVAILABLE:
             raise NotCompared(f"a server is not available: {details}") from error
-        return f"{code.name}: {(details or '').splitlines()[0][:200] if details else ''}"
+        told = (details or "").splitlines()[0][:200] if details else ""
+        return f"{code.name}: {told}", time.perf_counter() - start
+    seconds = time.perf_counter() - start
     try:
-        return {name: decode(name, tensor) for name, tensor in response.outputs.items()}
+        return {name: decode(name, tensor) for name, tensor in response.outputs.items()}, seconds
     except InvalidRequestError as error:
-        return f"what cannot be read: {error}"
+        return f"what cannot be read: {error}", seconds
 
 
 def _counts(counted: Counter[str]) -> str:

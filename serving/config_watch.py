@@ -23,8 +23,9 @@ class ConfigWatch:
         read: it may have others by now."""
         self._path, self._seconds, self._repository = path, seconds, repository
         self._models, self._done = models, True
+        """Those that the repository was given last, and whether all of them are served."""
         self._text: str | None = None
-        """Of which all is done: it need not be parsed again."""
+        """They are of this text."""
         self._said = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="config-watcher", daemon=True)
@@ -58,15 +59,15 @@ class ConfigWatch:
 
     def _look(self) -> None:
         text = read_text(self._path)
-        if text == self._text:
-            return
-        models = parse_model_config(self._path, text)
-        if self._text is not None or models != self._models:
-            self._text, self._models, self._done = None, models, False
-            self._repository.reconfigure(models)
-            log.info("%s changed: serving its models", self._path)
-        elif not self._done:
-            if not self._repository.complete(self._models):
-                return
+        if text != self._text:
+            models = parse_model_config(self._path, text)
+            changed = self._text is not None or models != self._models
+            self._text = text
+            if changed:
+                self._models, self._done = models, False
+                self._repository.reconfigure(models)
+                self._done = True
+                log.info("%s changed: serving its models", self._path)
+        elif not self._done and self._repository.complete(self._models):
+            self._done = True
             log.info("%s: serving all its models and labels now", self._path)
-        self._text, self._done = text, True

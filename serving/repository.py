@@ -78,7 +78,7 @@ class ModelRepository(ServedModels):
         self._schedulers = StreamSchedulers(streams, scheduling)
         self._loader = Loader(self._lifecycle, self._schedulers, target, engine, tiers, states)
         self._directories = Directories()
-        self._trials_of_none: set[str] = set()
+        self._unknown_trials: set[str] = set()
         self._scanning = threading.RLock()  # never taken while `_lock` is held
         self._stop = threading.Event()
         self._watching = Aside()
@@ -132,8 +132,8 @@ class ModelRepository(ServedModels):
         """Serves exactly these models from now on; returns when they are loaded.
 
         Raises `ModelsNotLoadedError` naming those without a version that loads, whose labels stay as they
-        were, or `LabelError`: all labels then do. What does load is served in both cases, as in TensorFlow
-        Serving.
+        were, or `LabelError`: all labels then do, and where both are so. What does load is served in both
+        cases, as in TensorFlow Serving.
         """
         with self._scanning:
             self._models = models
@@ -223,7 +223,7 @@ class ModelRepository(ServedModels):
         if not isinstance(self._models, Path):
             return
         unknown = self._lifecycle.trials.keys() - configs.keys()
-        for name in sorted(unknown - self._trials_of_none):
+        for name in sorted(unknown - self._unknown_trials):
             log.warning(
                 "--canary or --shadow names model %s, and %s has none of that name (%s): the trial has no "
                 "effect until one comes",
@@ -231,7 +231,7 @@ class ModelRepository(ServedModels):
                 self._models,
                 ", ".join(sorted(configs))[:2000] or "no models",
             )
-        self._trials_of_none = unknown
+        self._unknown_trials = unknown
 
     def _update(self, config: ModelConfig) -> None:
         """Loads and unloads versions so that those of the policy are served."""

@@ -161,7 +161,7 @@ def bench_compare(
     console = results_console()
     changes = compare(before, after, allowed=allow, ratios_only=ratios)
     speeds = other_speeds(before, after)
-    suites = list(dict.fromkeys(c.suite for c in changes if c.verdict == "worse" and not c.certain))
+    suites = list(dict.fromkeys(c.suite for c in changes if c.by_chance))
     if again is not None and suites:
         second = _measured_again(suites, after, again, console)
         changes = confirmed(changes, compare(before, second, allowed=allow, ratios_only=ratios))
@@ -209,9 +209,8 @@ def _measured_again(
                 f"{new[suite].commit}, here it is `{command}` at {here}; compare without --again"
             )
     console.print(f"measuring again what may be worse by chance: {', '.join(suites)}", highlight=False)
-    run_all(suites, out, console)
-    found = read_all(out)
-    return {suite: found[suite] for suite in suites}
+    ended = {e.suite for e in run_all(suites, out, console) if not e.kept}
+    return {suite: results for suite, results in read_all(out).items() if suite in ended}
 
 
 def _agree(first: "Mapping[str, Results]", second: "Mapping[str, Results]", ratios: bool) -> None:

@@ -87,7 +87,7 @@ class DegradedModel:
         history = self._reductions.history
         if prepared is not None and len(kept := of_candidates(history, signature)) < len(history):
             history = kept
-            self._skip("history", DegradationError("requests by handle have their own histories whole"))
+            self._remarks.append("skipped=history")
         found = self._reduced(inputs, history, own, other)
         if self._level:
             urgency.remarks[DEGRADATION] = ";".join(self._remarks)

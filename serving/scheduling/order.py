@@ -17,11 +17,11 @@ from serving.scheduling.urgency import PROOF
 PROOF_SHARE = 0.05
 """Of the stream time, for the requests of versions that are to prove themselves while others come."""
 _LEAST_DUE, _MOST_DUE = -0.2, 0.001
-"""Stream seconds: what they took while nobody else wanted it is forgotten beyond the first, and what they did
-not take beyond the second."""
+"""Seconds that they owe, and that each stream owes them, at most. What they took while nobody else wanted it
+is soon forgiven, and what they left is not saved up: a client's request would wait for calls in a row."""
 
 _Entry = tuple[int, float, int, Job]
-"""Negated priority, deadline, order of arrival, job: entries never compare jobs."""
+"""Negated priority, when it is due, order of arrival, job: entries never compare jobs."""
 
 
 class Waiting:
@@ -60,7 +60,7 @@ class Waiting:
             behind = min((self._served[key] for key in self._entries), default=0.0)
             self._served[job.key] = max(self._served.get(job.key, 0.0), behind)
             self._entries[job.key] = []
-        entry = -job.urgency.priority, job.urgency.deadline, next(self._numbers), job
+        entry = -job.urgency.priority, job.urgency.due(job.arrived), next(self._numbers), job
         insort(self._entries[job.key], entry)
         self._count += 1
         self._background += job.urgency.priority <= PROOF
@@ -97,7 +97,7 @@ class Waiting:
     def is_proof_due(self, now: float) -> bool:
         """Whether the next call is of a version that is to prove itself, if one waits."""
         due = self._due + PROOF_SHARE * self._streams * (now - self._due_at)
-        self._due, self._due_at = min(due, _MOST_DUE), now
+        self._due, self._due_at = min(due, _MOST_DUE * self._streams), now
         return due > 0
 
     def charge(self, job: Job, seconds: float) -> None:

@@ -417,7 +417,7 @@ class StreamScheduler:
     def _ahead(self, key: object, urgency: Urgency) -> float:
         """Stream seconds of the calls that go before those of a request that comes now."""
         own = others = 0.0
-        keys = {key}
+        keys, due = {key}, urgency.due(time.monotonic())
         for job in self._waiting:
             if job.urgency.priority < urgency.priority:
                 continue
@@ -426,7 +426,7 @@ class StreamScheduler:
             if job.key != key:
                 keys.add(job.key)
                 others += seconds
-            elif (-job.urgency.priority, job.urgency.deadline) <= (-urgency.priority, urgency.deadline):
+            elif (-job.urgency.priority, job.urgency.due(job.arrived)) <= (-urgency.priority, due):
                 own += seconds
         return min(own + others, own * len(keys) + self._costs.seconds(key) * (len(keys) - 1))
 

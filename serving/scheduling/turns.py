@@ -19,10 +19,6 @@ from dataclasses import dataclass, field, replace
 from serving.errors import CancelledError, OverloadedError
 from serving.scheduling.urgency import GONE, Urgency
 
-_PATIENCE = 5.0
-"""Seconds after which a call is due that has no earlier deadline: it does not starve behind those that have
-one."""
-
 # Weight of the newest turn. Requests of many sizes take turns, and the load changes within seconds.
 _NEWEST = 0.05
 
@@ -101,8 +97,7 @@ class Turns:
                 self._free -= 1
                 self._started += 1
                 return
-            due = min(urgency.deadline, began + _PATIENCE)
-            waiter = _Waiter((-urgency.priority, due, next(self._numbers)))
+            waiter = _Waiter((-urgency.priority, urgency.due(began), next(self._numbers)))
             self._refuse_late(waiter, urgency)
             insort(self._waiting, waiter)
         urgency.on_leave(lambda: self._leave(waiter))

@@ -17,6 +17,8 @@ PRIORITY = "jaxrank-priority"
 
 PRIORITIES: dict[str | bytes, int] = {"low": -1, "normal": 0, "high": 1}
 _LONGEST_SECONDS = 1e6
+PATIENCE = 5.0
+"""Seconds after which a request is due that has no earlier deadline."""
 _WAY_SECONDS = 0.1
 """That a request may take to be read by a server with much to do."""
 
@@ -52,6 +54,11 @@ class Urgency:
     timeline: Timeline = field(default_factory=Timeline, compare=False)
     routing_key: bytes = b""
     afterwards: list[Callable[[], None]] = field(default_factory=list, compare=False)
+
+    def due(self, since: float) -> float:
+        """When a request that came at `since` is to go: one that has no deadline, or a far one, does not
+        starve behind those that have one."""
+        return min(self.deadline, since + PATIENCE)
 
     @classmethod
     def within(

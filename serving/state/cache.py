@@ -189,11 +189,12 @@ class StateCache:
             if old in self._entries and self._entries[old].expires == expires:
                 self._expire(old)
         there = self._entries.get(key)
-        # Its owner has ended, the tables have changed since it began, or it is larger than the cache: what is
-        # there already stays for as long as was said.
+        # Its owner has ended, the tables have changed since it began, it has no value and the one there has,
+        # or it is larger than the cache: what is there already stays for as long as was said.
         if (
             key[0] not in self._counts
             or (there is not None and there.epoch > entry.epoch)
+            or (there is not None and there.epoch == entry.epoch and entry.value is None is not there.value)
             or entry.bytes > self.max_bytes
         ):
             return replace(made, expires=now if there is None else there.expires)

@@ -71,12 +71,14 @@ class RequestStates:
         do."""
         if not self._host.in_parts or (prepared is None and not self._account.look()):
             return self._host.run(inputs, budget)
-        began = time.perf_counter_ns()
         now = self._host.now
-        key = digest([inputs[name] for name in self._names]) if prepared is None else prepared
-        spent = time.perf_counter_ns() - began
-        side, hit, _ = self._side(key, now, inputs, urgency, budget)
-        if prepared is None:
+        if prepared is not None:
+            side, *_ = self._side(prepared, now, inputs, urgency, budget)
+        else:
+            began = time.perf_counter_ns()
+            key = digest([inputs[name] for name in self._names])
+            spent = time.perf_counter_ns() - began
+            side, hit, _ = self._side(key, now, inputs, urgency, budget)
             self._account.looked(spent, hit)
         assert side is not None, "a host program in parts makes a side"
         return replace(self._host.rank(now, side.host, inputs, budget), state=side.state)

@@ -11,6 +11,7 @@ import pytest
 from bench.agreement import agreement
 from bench.compare import compare, confirmed, differences, refusals
 from bench.directions import rule
+from bench.every import Ended
 from bench.results import (
     GFLOPS,
     Figure,
@@ -65,6 +66,12 @@ def _speedup(value: float) -> Figure:
         pytest.param(_ms(10, 9, 12), _ms(12), "unclear", id="the other is taken as unsure"),
         pytest.param(_ms(10, 9.9, 10.1), _ms(12), "worse", id="one interval, surely"),
         pytest.param(_speedup(2.0), _speedup(1.79), "worse", id="larger is better, smaller"),
+        pytest.param(
+            msgspec.structs.replace(_speedup(0.95), lo=0.9, hi=1.0),
+            msgspec.structs.replace(_speedup(0.0), lo=0.0, hi=0.95),
+            "worse",
+            id="nothing, in most rounds",
+        ),
         pytest.param(_speedup(2.0), _speedup(2.3), "better", id="larger is better, larger"),
         pytest.param(
             Figure(name="max_abs_error", value=1e-7, unit="score"),
@@ -149,6 +156,10 @@ _NO_LIBRARY = NotMeasured(name="din/openvino", why="No module named 'openvino'; 
             [_PEER], [NotMeasured(name="din/jaxrank", why="No module named 'iree'")], ["gone", "gone"],
             id="our own library",
         ),
+        pytest.param(
+            [], [NotMeasured(name="dense", why="No module named 'serving.model'")], ["gone", "gone"],
+            id="our own code",
+        ),
         pytest.param([_ms(10), _BEST], [], ["gone"], id="better for want of a rival"),
         pytest.param([_ms(10), _BEST], [_NO_LIBRARY], ["not judged"], id="a rival that is not installed"),
         pytest.param([_ms(10), _PEER, _BEST], [], ["same"], id="all there"),
@@ -184,6 +195,10 @@ def test_a_part_of_a_suite_is_held_to_what_it_measured() -> None:
     assert not refusals(old, part)
     part["dense"] = msgspec.structs.replace(part["dense"], not_measured=[new])
     assert refusals(old, part) == [("dense", new)]
+    model = NotMeasured(name="mmoe", why="WrongScoresError: mmoe: scores differ from TensorFlow's by 3.0e-02")
+    peer = NotMeasured(name="mmoe/openvino/50", why=_REFUSED.why)
+    part["dense"] = msgspec.structs.replace(part["dense"], not_measured=[model, peer])
+    assert refusals(old, part) == [("dense", model)]
 
 
 def test_the_committed_results_are_of_the_whole_suites() -> None:
@@ -352,9 +367,10 @@ def test_what_is_worse_is_measured_again(
 ) -> None:
     asked = []
 
-    def run_all(names: list[str], out: Path, console: object) -> None:
+    def run_all(names: list[str], out: Path, console: object) -> list[Ended]:
         asked.extend(names)
         write_results(out / "dense.json", "dense", "python -m bench dense", [_speedup(value)])
+        return [Ended("dense", out / "dense.json", 1.0)]
 
     monkeypatch.setattr("bench.every.run_all", run_all)
     monkeypatch.setattr("bench.results.computing_speed", lambda: 100.0)
@@ -362,7 +378,7 @@ def test_what_is_worse_is_measured_again(
         write_results(tmp_path / name, "dense", "python -m bench dense", [_speedup(found)])
     runs = (tmp_path / "old", tmp_path / "new", "--again", tmp_path / "again")
     done = jaxrank("bench", "compare", *runs)
-    assert done.returncode == code and asked == ["dense"] and f"{verdict}" in done.stdout
+    assert done.returncode == code and asked == ["dense"] and f"{verdict}:" in done.stdout
     write_results(tmp_path / "new", "dense", "python -m bench dense --quick", [_speedup(1.5)])
     refused = jaxrank("bench", "compare", *runs)
     assert refused.returncode == 2 and "dense cannot be measured again" in refused.stderr

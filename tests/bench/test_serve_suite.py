@@ -119,8 +119,10 @@ def test_servers_are_compared_before_they_are_measured(work: Path, server: Runni
         replace(e, outputs={n: v + np.float32(1e-3) for n, v in e.outputs.items()}) for e in model.examples
     ]
     model = replace(model, examples=tuple(moved))
+    measured = Measured("tiny", "iree")
     with pytest.raises(RuntimeError, match="tiny: scores differ from TensorFlow's by 1.0e-03"):
-        compare(found, Measured("tiny", "iree"), model, model.built, addresses, first)
+        compare(found, measured, model, model.built, addresses, first)
+    assert 9e-4 < measured.error < 1.1e-3
 
 
 @pytest.mark.parametrize("part", ["overhead", "overload"])
@@ -133,10 +135,11 @@ def test_no_part_times_wrong_scores(part: str, work: Path, tmp_path: Path) -> No
     out = tmp_path / "serve.json"
     options = ["--quick", "--parts", part, f"--{part}-model", "tiny", "--models", "tiny"]
     arguments = serve.parse([*options, "--work", str(tmp_path), "--out", str(out)])
-    serve.run(arguments, {"tiny": replace(model, examples=tuple(moved))})
+    with pytest.raises(SystemExit):
+        serve.run(arguments, {"tiny": replace(model, examples=tuple(moved))})
     found = json.loads(out.read_text())
     missing = {n["name"]: n["why"] for n in found["not_measured"]}
-    why = "RuntimeError: tiny: scores differ from TensorFlow's by 1.0e-03"
+    why = "WrongScoresError: tiny: scores differ from TensorFlow's by 1.0e-03"
     name = {"overhead": "overhead_us_per_request", "overload": "goodput_at_2x"}[part]
     assert missing[part] == missing[name] == why
     assert [f["name"] for f in found["figures"]] == ["slo_ms"]

@@ -175,7 +175,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure() -> None:
     short = pb.PredictResponse()
     short.outputs["s"].CopyFrom(encode_content(np.zeros(2, np.float32)))
     short.outputs["s"].tensor_content = b"123"
-    found = shadow._answer(lambda request, timeout: short, pb.PredictRequest())
+    found, _ = shadow._answer(lambda request, timeout: short, pb.PredictRequest())
     assert isinstance(found, str) and "cannot be read: feature 's' has 3 bytes" in found
 
 

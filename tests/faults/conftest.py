@@ -53,7 +53,7 @@ def figures(found: Counter[str]) -> tuple[list[Figure], list[NotMeasured]]:
             name="crashes",
             value=found["crashes"],
             unit="crashes",
-            note=f"{found['faults']} faults of ours in the log",
+            note=f"of servers; {found['faults']} faults of ours in the logs of those that were sent requests",
         ),
     )
     missing = [NotMeasured(name=f.name, why="that part did not run") for f in told if f.name not in found]

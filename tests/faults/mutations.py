@@ -95,13 +95,11 @@ def lists(document: Any) -> list[tuple[Any, Any]]:
 
 
 def floodable(message: Message) -> list[tuple[Message, FieldDescriptor]]:
-    """The repeated fields of numbers and of messages, in a message and in those inside of it: one place of
-    each field."""
+    """The repeated fields, but for maps, in a message and in those inside of it: one place of each field."""
     found = {}
     for inside in _messages(message):
         for field in inside.DESCRIPTOR.fields:
-            texts = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
-            if field.is_repeated and not texts and not _is_map(field):
+            if field.is_repeated and not _is_map(field):
                 found.setdefault(field.full_name, (inside, field))
     return list(found.values())
 
@@ -118,10 +116,10 @@ def _flood(message: Message, field: FieldDescriptor, number: int) -> None:
         one = values[0] if values else values.add()
         values.extend([type(one).FromString(one.SerializeToString())] * _many(number))
         return
-    for value in LARGEST:
+    for value in (*LARGEST, "x", b"x"):
         try:
             values.extend([value] * _many(number))
-        except (ValueError, TypeError):  # out of the field's range
+        except (ValueError, TypeError):  # out of the field's range, or of another type
             continue
         return
 

@@ -240,9 +240,9 @@ def test_hostile_administration(ranker_bundle: Path, tmp_path: Path, tally: Coun
         attack = _Attack(server, tally)
 
         def send(call: Call, mutations: list[Mutation]) -> None:
-            attack.rpc(call, mutations)
+            attack.statuses[attack.answer(call, mutations).name] += 1
             attack.answer(restore, [])
-            attack.healthy(5)
+            attack.healthy(1)
 
         try:
             for call in calls:
@@ -293,9 +293,11 @@ def test_floods(server: ServerProcess, tally: Counter[str]) -> None:
         for turn, call in enumerate(CALLS):
             for mutations in floods(len(floodable(call.messages[0])), turn):
                 attack.rpc(call, mutations)
-        for turn, (path, document) in enumerate((*DOCUMENTS, (INFER, BINARY))):
+        for turn, (path, document) in enumerate(DOCUMENTS):
             for mutations in floods(len(lists(document)), turn):
                 attack.post((path, document), mutations)
+        for mutations in floods(len(lists(BINARY)), 0):
+            attack.binary(mutations, [], 0)
     finally:
         meanwhile.end()
         attack.end()

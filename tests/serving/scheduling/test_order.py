@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from serving.scheduling.costs import Costs
 from serving.scheduling.jobs import Job
 from serving.scheduling.order import PROOF_SHARE, Waiting
-from serving.scheduling.urgency import PROOF, SHADOW, Urgency
+from serving.scheduling.urgency import PATIENCE, PROOF, SHADOW, Urgency
 
 
 def _job(key: str, deadline: float = math.inf, priority: int = 0) -> Job:
@@ -85,6 +85,14 @@ def test_a_version_that_proves_itself_has_a_share(
         ends[stream] = now + seconds[str(job.key)]
         spent += proof * (job is proving)
     assert abs(spent / (20.0 * streams) - PROOF_SHARE) < 0.015
+
+
+def test_a_job_without_a_deadline_does_not_starve() -> None:
+    waiting, patient, soon, later = Waiting(1), _job("m"), _job("m", PATIENCE - 1), _job("m", PATIENCE + 2)
+    later.arrived = PATIENCE + 1
+    for job in (later, patient, soon):
+        waiting.add(job)
+    assert list(waiting.of("m")) == [soon, patient, later]
 
 
 def test_costs_follow_what_ran() -> None:

@@ -87,6 +87,12 @@ def _wait_for(scheduler: StreamScheduler, waiting: int) -> None:
         time.sleep(0.001)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without a deadline goes after those with a deadline as far as tests have."""
+    monkeypatch.setattr("serving.scheduling.urgency.PATIENCE", 2 * PATIENCE)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are pinned on Linux only")
 def test_a_caller_is_lent_the_stream_of_its_core() -> None:
     """Whatever was lent last, and whichever core the thread moves to; each stream was opened on its core."""
@@ -150,7 +156,7 @@ def test_calls_of_a_request_run_side_by_side() -> None:
         scheduler.run(_job(begin))
 
 
-def test_a_caller_runs_its_own_calls_while_no_other_request_goes_first() -> None:
+def test_a_caller_runs_its_own_calls_while_no_other_request_goes_first(patient: None) -> None:
     """Its stream is nobody's meanwhile. One that is more urgent comes during the second of four calls: the
     stream's own thread runs it, and what is left then."""
     threads: list[int] = []
@@ -182,7 +188,7 @@ def test_a_caller_runs_its_own_calls_while_no_other_request_goes_first() -> None
     assert threads[2:] == [stream] * 3
 
 
-def test_an_urgent_request_overtakes_the_calls_of_a_large_one() -> None:
+def test_an_urgent_request_overtakes_the_calls_of_a_large_one(patient: None) -> None:
     order: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
 

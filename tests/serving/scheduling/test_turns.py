@@ -55,7 +55,7 @@ def _wait_for(turns: Turns, waiting: int) -> None:
 
 def test_the_most_urgent_call_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """By priority, then by deadline, then as they came; one without a deadline has a far one."""
-    monkeypatch.setattr("serving.scheduling.turns._PATIENCE", 1.5 * PATIENCE)
+    monkeypatch.setattr("serving.scheduling.urgency.PATIENCE", 1.5 * PATIENCE)
     turns, order = Turns(1), list[str]()
     soon, later = time.monotonic() + PATIENCE, time.monotonic() + 2 * PATIENCE
     calls = {
