@@ -65,6 +65,8 @@ REFUSALS = {
     Code.RESOURCE_EXHAUSTED,
 }
 HTTP_REFUSALS = {200, 400, 404, 405, 411, 413, 429, 501}
+ABSENT = "did not become available"
+"""Of a configuration whose models do not load, to which TensorFlow Serving's status is UNKNOWN."""
 HEADER = "Inference-Header-Content-Length"
 
 
@@ -136,8 +138,9 @@ class _Attack:
                     next(answers)
                     answers.cancel()
         except grpc.RpcError as error:
-            code = error.code()  # type: ignore[attr-defined]
-            assert code in REFUSALS and (mutations or code is Code.OK), (call.method, error)
+            code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
+            refused = code in REFUSALS or (code is Code.UNKNOWN and ABSENT in details)
+            assert refused and (mutations or code is Code.OK), (call.method, error)
             return code
         return Code.OK
 
