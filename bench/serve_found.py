@@ -1,6 +1,7 @@
 """What the suite `serve` has found out so far, and how long it takes for it."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from bench.results import NotMeasured
-from bench.serve_load import LoadClient, Sample
+from bench.serve_load import Load, LoadClient, Sample
 from bench.serve_overhead import Spent
 from bench.serve_processes import Memory, Setting
 from bench.serve_search import Search
 from bench.user_models import UserModel
+from serving.cores import usable_cores
 
 if TYPE_CHECKING:
     from bench.dense_models import DenseModel
@@ -138,3 +140,15 @@ class Session:
 def server_options(model: Model) -> tuple[str, ...]:
     """A user's own model has few users: what is kept of them would be found in every request."""
     return ("--state-cache-mb", "0") if isinstance(model, UserModel) else ()
+
+
+def closed_loop(session: Session, messages: Path, address: str) -> float:
+    """Answers per second to twice as many clients as cores. Raises `RuntimeError` where there are none."""
+    load = Load(
+        address=address, requests=str(messages), seconds=session.effort.closed_seconds, deadline=NO_DEADLINE,
+        clients=2 * usable_cores(),
+    )  # fmt: skip
+    sample = session.client.send(load)
+    if not sample.latencies_ms:
+        raise RuntimeError(f"nothing was answered: {sample.statuses}")
+    return sample.goodput(math.inf)

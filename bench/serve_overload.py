@@ -2,7 +2,6 @@
 what is still answered in time beyond saturation."""
 
 import json
-import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +17,7 @@ from bench.serve_found import (
     Overhead,
     Overload,
     Session,
+    closed_loop,
     server_options,
 )
 from bench.serve_load import Load, Sample
@@ -26,7 +26,6 @@ from bench.serve_requests import answer, degradation_config, requests
 from bench.serve_scores import check, tensorflow_scores
 from bench.workloads import ARRIVALS
 from jaxrank.targets import choose_target
-from serving.cores import usable_cores
 
 
 def overhead(session: Session, model: Model) -> None:
@@ -88,16 +87,8 @@ def overload(session: Session, model: Model) -> None:
             }
             for address in addresses.values():
                 check(model, built, address, first, known)
-            rates = [
-                send(
-                    addresses[PLAIN], seconds=effort.closed_seconds, deadline=NO_DEADLINE,
-                    clients=2 * usable_cores(),
-                )
-                for _ in range(2)
-            ]  # fmt: skip
-            saturation = rates[-1].goodput(math.inf)
-            if not saturation:
-                raise RuntimeError(f"{model.name}: nothing was answered: {rates[-1].statuses}")
+            for _ in range(2):  # the first warms it
+                saturation = closed_loop(session, messages, addresses[PLAIN])
             samples: dict[str, dict[float, Sample]] = {kind: {} for kind in addresses}
             for multiple in effort.multiples:
                 for kind, address in addresses.items():

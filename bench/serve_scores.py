@@ -37,8 +37,9 @@ def compare(
             "our server did not answer" if ours is None else "TensorFlow's scores are not known"
         )
     measured.expected = known
-    measured.error = max(measured.error, _error(ours, ours, known))
-    _refuse(model, built, ours, known)
+    error = _error(ours, ours, known)
+    measured.error = max(measured.error, error)
+    _refuse(model, built, error)
     if TFS in answered:
         error = _error(ours, answered[TFS], known)
         if not error <= _tolerance(built):
@@ -69,13 +70,11 @@ def tensorflow_scores(model: Model, built: Built, first: bytes) -> Mapping[str, 
 def check(model: Model, built: Built, address: str, first: bytes, known: Mapping[str, np.ndarray]) -> None:
     """Raises `RuntimeError` where a server of ours has other scores than TensorFlow, `grpc.RpcError` where it
     does not answer."""
-    _refuse(model, built, scores(address, first), known)
+    ours = scores(address, first)
+    _refuse(model, built, _error(ours, ours, known))
 
 
-def _refuse(
-    model: Model, built: Built, ours: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]
-) -> None:
-    error = _error(ours, ours, known)
+def _refuse(model: Model, built: Built, error: float) -> None:
     if not error <= _tolerance(built):
         raise WrongScoresError(f"{model.name}: scores differ from TensorFlow's by {error:.1e}")
 

@@ -1,7 +1,6 @@
 """The part `throughput` of the suite `serve`: the largest rates that keep the promise."""
 
 import importlib
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,18 +9,17 @@ from pathlib import Path
 from bench.dense_build import Built, build
 from bench.results import NotMeasured
 from bench.serve_found import (
-    NO_DEADLINE,
     OURS,
     TENSORFLOW,
     TFS,
     TRITON,
-    Effort,
     Measured,
     Model,
     Session,
+    closed_loop,
     server_options,
 )
-from bench.serve_load import Load, LoadClient, Sample
+from bench.serve_load import Load, Sample
 from bench.serve_processes import Memory, Setting, jaxrank_server, memory, settings, tensorflow_server
 from bench.serve_requests import KEPT_SECONDS, USERS, replayed, requests
 from bench.serve_scores import compare, not_served
@@ -115,18 +113,6 @@ def _started(
     return servers
 
 
-def _closed(client: LoadClient, effort: Effort, messages: Path, address: str) -> float:
-    """Answers per second to twice as many clients as cores. Raises `RuntimeError` where there are none."""
-    load = Load(
-        address=address, requests=str(messages), seconds=effort.closed_seconds, deadline=NO_DEADLINE,
-        clients=2 * usable_cores(),
-    )  # fmt: skip
-    sample = client.send(load)
-    if not sample.latencies_ms:
-        raise RuntimeError(f"nothing was answered: {sample.statuses}")
-    return sample.goodput(math.inf)
-
-
 def _tuned(measured: Measured, built: Built, session: Session, messages: Path) -> Setting:
     """TensorFlow's setting with the largest rate that keeps the promise, by a short search, or else with the
     most answers. Raises `UserModelError` without its model, `RuntimeError` where it does not serve it."""
@@ -140,7 +126,7 @@ def _tuned(measured: Measured, built: Built, session: Session, messages: Path) -
         try:
             with tensorflow_server(saved, setting, built.manifest.signature.name) as server:
                 for _ in range(2):  # the first warms it
-                    closed = _closed(session.client, effort, messages, server.address)
+                    closed = closed_loop(session, messages, server.address)
                 search = Search(closed, session.found.slo_ms)
                 for step in range(_TUNING_STEPS):
                     _step(session, search, server.address, messages, effort.seconds / 2, step)
@@ -171,12 +157,12 @@ def _search(
     round: int,
 ) -> None:
     """One round's search, servers in turns. One that fails twice at one load has no search of this round."""
-    effort, client, slo_ms = session.effort, session.client, session.found.slo_ms
+    effort, slo_ms = session.effort, session.found.slo_ms
     of = f"round {round + 1} of {effort.rounds}"
 
     def begin(server: _Server) -> None:
-        _closed(client, effort, messages, server.address)  # warm
-        tries = [_closed(client, effort, messages, server.address) for _ in range(_CLOSED)]
+        closed_loop(session, messages, server.address)  # warm
+        tries = [closed_loop(session, messages, server.address) for _ in range(_CLOSED)]
         server.closed = max(tries)
         server.search = Search(HEADROOM * server.closed, slo_ms)
 

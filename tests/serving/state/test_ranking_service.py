@@ -108,12 +108,8 @@ def test_a_prepared_request_has_predicts_scores(
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 4 + SLICES)
 
 
-def test_a_handle_made_beside_one_of_lower_priority_holds(
-    server: Server, client: PredictClient, plain: PredictClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features = models.ranker_request(CANDIDATES, 10)
-    user, candidates = _scopes(features)
-    expected, computes, go_on = plain.predict("ranker", features), threading.Event(), threading.Event()
+def _first_waits(monkeypatch: pytest.MonkeyPatch, computes: threading.Event, go_on: threading.Event) -> None:
+    """The first request side that is computed says so, and takes until `go_on`."""
     made = RequestStates._made
 
     def slowly(self: RequestStates, *arguments: object) -> object:
@@ -123,6 +119,15 @@ def test_a_handle_made_beside_one_of_lower_priority_holds(
         return made(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RequestStates, "_made", slowly)
+
+
+def test_a_handle_made_beside_one_of_lower_priority_holds(
+    server: Server, client: PredictClient, plain: PredictClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = models.ranker_request(CANDIDATES, 10)
+    user, candidates = _scopes(features)
+    expected, computes, go_on = plain.predict("ranker", features), threading.Event(), threading.Event()
+    _first_waits(monkeypatch, computes, go_on)
     asked = ranking_pb2.RequestFeatures(model_spec=predict_pb2.ModelSpec(name="ranker"))
     for name, value in user.items():
         asked.features[name].CopyFrom(encode_content(value))
@@ -189,15 +194,7 @@ def test_slices_that_wait_leave_their_turns_to_others(
     user, candidates = _scopes(features)
     slices = _slices(candidates, server._turns._turns)
     before, computes, go_on = _counts(server), threading.Event(), threading.Event()
-    made = RequestStates._made
-
-    def slowly(self: RequestStates, *arguments: object) -> object:
-        if not computes.is_set():
-            computes.set()
-            assert go_on.wait(60)
-        return made(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(RequestStates, "_made", slowly)
+    _first_waits(monkeypatch, computes, go_on)
     with ThreadPoolExecutor(len(slices)) as pool:
         asked = [pool.submit(client.predict, "ranker", {**user, **part}) for part in slices]
         try:
